@@ -1,0 +1,119 @@
+"""What the sampling loop itself costs: a null network on 256 points in the plane, 50 steps, set-up included.
+
+Each of our solvers runs beside the scheduler of diffusers that takes the same steps, in one process on one core,
+alternating; reported is the ratio of medians. "posterior" asks a denoiser that returns a constant posterior, so
+that it is the loop alone; "network" asks a `NetworkDenoiser` around a null backbone, conversions included.
+
+    python benchmarks/sampler_cost.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.denoisers.posterior import Posterior
+from undiffuse.noise import KeyedNoise
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import make_grid
+from undiffuse.process.tables import ddpm_schedule
+from undiffuse.sampling.loop import sample
+from undiffuse.sampling.registry import make_solver
+
+POINTS, STEPS, REPEATS = (256, 2), 50, 40
+ASKED = {"ddim": 1 / 5, "dpm++2m": 1 / 8}
+
+
+class NullDenoiser(Denoiser):
+    """Answers every question with the same posterior."""
+
+    def __init__(self, process: GaussianProcess) -> None:
+        super().__init__()
+        self.process = process
+        self.answer = Posterior(torch.zeros(POINTS))
+
+    def posterior(self, x: Tensor, t: Any, cond: Any) -> Posterior:
+        """Return zero."""
+        return self.answer
+
+
+class NullNetwork(nn.Module):
+    """Predicts no noise, at no cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = torch.zeros(POINTS)
+
+    def forward(self, x: Tensor, level: Tensor, cond: Any) -> Tensor:
+        """Return zero."""
+        return self.answer
+
+
+def ours(denoiser: Denoiser, solver: str) -> None:
+    """One run of our loop, with a fresh process so that nothing is cached."""
+    denoiser.process = GaussianProcess(denoiser.process.schedule)
+    grid = make_grid(denoiser.process.schedule, STEPS, "leading")
+    sample(denoiser, noise=KeyedNoise(0, range(POINTS[0])), shape=POINTS[1:], solver=make_solver(solver), grid=grid)
+
+
+def theirs(scheduler: Any) -> None:
+    """The documented loop of diffusers."""
+    with torch.no_grad():
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn(POINTS) * scheduler.init_noise_sigma
+        eps = torch.zeros(POINTS)
+        for t in scheduler.timesteps:
+            x = scheduler.step(eps, t, x).prev_sample
+
+
+def medians(tasks: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Return the median seconds of each task, run in turns."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(REPEATS + 5):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if turn >= 5:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    torch.set_num_threads(1)
+    process = GaussianProcess(ddpm_schedule())
+    constant = NullDenoiser(process)
+    network = NetworkDenoiser(NullNetwork(), process, "noise")
+    peers = {
+        "ddim": DDIMScheduler(),
+        "dpm++2m": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2),
+    }
+    result = {}
+    for solver, scheduler in peers.items():
+        found = medians(
+            {
+                "diffusers": lambda scheduler=scheduler: theirs(scheduler),
+                "posterior": lambda solver=solver: ours(constant, solver),
+                "network": lambda solver=solver: ours(network, solver),
+            }
+        )
+        result[solver] = {
+            "milliseconds": {name: round(1e3 * seconds, 2) for name, seconds in found.items()},
+            "ratio": round(found["posterior"] / found["diffusers"], 3),
+            "ratio with conversions": round(found["network"] / found["diffusers"], 3),
+            "asked": round(ASKED[solver], 3),
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

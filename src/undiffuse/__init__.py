@@ -1,0 +1,59 @@
+"""undiffuse: one denoiser, every task.
+
+    import undiffuse as ud
+
+    model = ud.load("digits")
+    images = model.sample(16, seed=0)
+    run = ud.train("photos/", out="runs/photos")
+
+Every public name is resolved on first use, so importing this package costs next to nothing and does not
+import torch. `dir(undiffuse)` lists the names.
+"""
+
+from __future__ import annotations
+
+from undiffuse._lazy import lazy
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "CategoricalProcess": "undiffuse.process:CategoricalProcess",
+    "ClassifierFreeGuidance": "undiffuse.guidance:ClassifierFreeGuidance",
+    "DataSpec": "undiffuse.spec:DataSpec",
+    "EmpiricalDenoiser": "undiffuse.denoisers:EmpiricalDenoiser",
+    "GaussianDenoiser": "undiffuse.denoisers:GaussianDenoiser",
+    "GaussianProcess": "undiffuse.process:GaussianProcess",
+    "JointDenoiser": "undiffuse.denoisers:JointDenoiser",
+    "KeyedNoise": "undiffuse.noise:KeyedNoise",
+    "MixtureDenoiser": "undiffuse.denoisers:MixtureDenoiser",
+    "Model": "undiffuse.models:Model",
+    "NetworkDenoiser": "undiffuse.denoisers:NetworkDenoiser",
+    "Reschedule": "undiffuse.denoisers:Reschedule",
+    "UndiffuseError": "undiffuse.errors:UndiffuseError",
+    "evaluate": "undiffuse.metrics:evaluate",
+    "load": "undiffuse.models:load",
+    "make_grid": "undiffuse.process:make_grid",
+    "make_schedule": "undiffuse.process:make_schedule",
+    "sample": "undiffuse.sampling:sample",
+    "train": "undiffuse.training:train",
+    # sub-packages
+    "config": "undiffuse.config",
+    "data": "undiffuse.data",
+    "denoisers": "undiffuse.denoisers",
+    "errors": "undiffuse.errors",
+    "events": "undiffuse.events",
+    "guidance": "undiffuse.guidance",
+    "images": "undiffuse.images",
+    "metrics": "undiffuse.metrics",
+    "models": "undiffuse.models",
+    "networks": "undiffuse.networks",
+    "noise": "undiffuse.noise",
+    "process": "undiffuse.process",
+    "report": "undiffuse.report",
+    "sampling": "undiffuse.sampling",
+    "spec": "undiffuse.spec",
+    "training": "undiffuse.training",
+}
+"""Public name -> "module:attribute", or "module" for a sub-package. All of them resolve on first use."""
+
+__getattr__, __dir__, __all__ = lazy(__name__, PUBLIC)

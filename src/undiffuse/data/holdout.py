@@ -1,0 +1,74 @@
+"""Holding a part of a data set out, the same part every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from undiffuse.data.dataset import Dataset, TensorDataset
+from undiffuse.data.text import TextDataset
+from undiffuse.errors import DataError
+from undiffuse.noise import permutation
+
+
+def split(dataset: Dataset, holdout: float | None = None, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Return (training part, held-out part).
+
+    Items of a class are drawn in a keyed order, each class in proportion to its size; mirror images stay out of the
+    held-out part. Text is cut once: its end is held out, in windows that do not overlap.
+
+    Args:
+        dataset: What `open_data` returned.
+        holdout: Share of the items (below 1) or their number (1 or more; of tokens, for text); None: the
+            data set's own default.
+        seed: Key of the choice.
+
+    Raises:
+        DataError: Nothing would be left to train on, or nothing held out though it was asked for.
+        TypeError: The data set is of another making.
+    """
+    holdout = dataset.default_holdout if holdout is None else holdout
+    if isinstance(dataset, TextDataset):
+        return dataset.cut(_part(len(dataset.tokens), holdout))
+    if not isinstance(dataset, TensorDataset):
+        raise TypeError(f"cannot split a {type(dataset).__name__}; expected a data set made by open_data.")
+    chosen = _choose(dataset, _part(dataset.count, holdout), seed)
+    positions = torch.arange(dataset.count)
+    return dataset.take(positions[~chosen]), replace(dataset.take(positions[chosen]), mirror=False)
+
+
+def _part(count: int, holdout: float) -> int:
+    """Return how many of `count` items are held out."""
+    if holdout < 0:
+        raise ValueError(f"holdout={holdout} is negative; give a share below 1, a number of items, or 0.")
+    part = round(count * holdout) if holdout < 1 else int(holdout)
+    if holdout > 0 and part == 0:
+        raise DataError(f"{count} item(s) are too few to hold out {holdout:g} of them; set data.holdout=0.")
+    if part >= count:
+        raise DataError(f"data.holdout={holdout:g} leaves none of {count} item(s) to train on; hold out fewer.")
+    return part
+
+
+def _choose(dataset: TensorDataset, part: int, seed: int) -> Tensor:
+    """Return which items are held out, bool (N,)."""
+    labels = dataset.class_labels()
+    labels = torch.zeros(dataset.count, dtype=torch.int64) if labels is None else labels.cpu()
+    order = permutation(seed, 0, dataset.count)
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(dataset.count) - first[labels[by_class]]
+    chosen = torch.zeros(dataset.count, dtype=torch.bool)
+    chosen[by_class] = rank < _quotas(counts, part)[labels[by_class]]
+    return chosen
+
+
+def _quotas(counts: Tensor, part: int) -> Tensor:
+    """Return how many items of each class make up `part`: proportional, by largest remainders."""
+    exact = counts.double() * part / counts.sum()
+    quotas = exact.floor().long()
+    largest = torch.argsort(exact - quotas, descending=True, stable=True)
+    quotas[largest[: part - int(quotas.sum())]] += 1
+    return quotas

@@ -1,0 +1,58 @@
+"""How much memory is free, and refusing data that would not fit, before it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from undiffuse.errors import DataError
+
+_USABLE = 0.8  # the rest is for the model, the optimiser and the system
+_MEMINFO = Path("/proc/meminfo")
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_GROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def free_bytes() -> int | None:
+    """Return the bytes of memory a process may still take, or None where the system does not say."""
+    known = [size for size in (_available(), _left_in_group()) if size is not None]
+    return min(known, default=None)
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise `DataError` with figures and `remedy` if `needed` bytes for `what` exceed what is free."""
+    free = free_bytes()
+    if free is not None and needed > _USABLE * free:
+        raise DataError(
+            f"{what} needs about {_human(needed)} of memory, but of {_human(free)} free only {_USABLE:.0%} may be "
+            f"used for data; {remedy}."
+        )
+
+
+def _available() -> int | None:
+    """Linux says what could be freed (MemAvailable); elsewhere free pages, or half of the whole memory."""
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    names = getattr(os, "sysconf_names", {})
+    for name, share in (("SC_AVPHYS_PAGES", 1.0), ("SC_PHYS_PAGES", 0.5)):
+        if name in names:
+            return int(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") * share)
+    return None
+
+
+def _left_in_group() -> int | None:
+    """Return what the limit of the container leaves, if there is a limit."""
+    try:
+        return max(0, int(_GROUP_LIMIT.read_text()) - int(_GROUP_USED.read_text()))
+    except (OSError, ValueError):  # no control groups, or the limit reads "max"
+        return None
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,18 @@
+"""Floor 0: pictures. Reading any common file, writing PNG with the recipe that made it, grids to look at.
+
+Numpy arrays at the border, Pillow inside (imported on first use). Pixel values are in 0..255 whatever the
+bit depth of the file, so 8-bit and 16-bit pictures can share a data set.
+"""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "UnreadablePicture": "undiffuse.images.read:UnreadablePicture",
+        "image_grid": "undiffuse.images.grid:image_grid",
+        "read_image": "undiffuse.images.read:read_image",
+        "read_recipe": "undiffuse.images.write:read_recipe",
+        "write_image": "undiffuse.images.write:write_image",
+    },
+)

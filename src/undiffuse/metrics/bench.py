@@ -1,0 +1,137 @@
+"""What an evaluation works on: real items in data units, samples beside them, and what a judge returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from undiffuse.errors import DataError
+from undiffuse.metrics.results import Row, Series
+from undiffuse.spec import DataSpec
+
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Items:
+    """Real items.
+
+    Args:
+        x: Items in data units, (N, *shape).
+        labels: Their labels (N,), or None.
+        text: For tokens cut from one text: the whole of it, (T,); else None.
+    """
+
+    x: NDArray[Any]
+    labels: NDArray[np.int64] | None = None
+    text: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Everything a judge may ask for.
+
+    Args:
+        spec: What one item is.
+        train: Real items that the model learned from (a seeded part of them where there are many).
+        held_out: Real items that it did not.
+        labels: Labels asked for, (n,), in the proportions of the training data; None for a model without.
+        draw: Maps a guidance scale to samples (n, *shape) in data units.
+        elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error.
+        n: Number of samples.
+        seed: Seed of the subsets and judges.
+    """
+
+    spec: DataSpec
+    train: Items
+    held_out: Items
+    labels: NDArray[np.int64] | None = None
+    draw: Callable[[float | None], NDArray[Any]]
+    elbo: Callable[[Tensor], tuple[float, float]] | None = None
+    n: int
+    seed: int = 0
+
+
+@dataclass
+class Samples:
+    """Samples at one guidance scale (None for a model without), drawn when a judge first looks at them."""
+
+    bench: Bench
+    scale: float | None
+
+    @cached_property
+    def x(self) -> NDArray[Any]:
+        """The samples (n, *shape), in data units."""
+        return self.bench.draw(self.scale)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether anyone has looked."""
+        return "x" in vars(self)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Rows of figures, and columns to draw: name -> column -> values."""
+
+    rows: tuple[Row, ...] = ()
+    series: dict[str, Series] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """A metric that has seen the real data."""
+
+    def __call__(self, samples: Samples) -> Findings:
+        """Judge the samples of one guidance scale."""
+        ...
+
+
+def load_items(dataset: Any, *, limit: int, seed: int) -> Items:
+    """Read at most `limit` items of a data set, chosen by `seed`, and convert them to data units."""
+    count = len(dataset)
+    index = np.arange(count) if count <= limit else np.sort(np.random.default_rng(seed).choice(count, limit, False))
+    batches = [dataset.batch(part) for part in torch.from_numpy(index).split(_BATCH)]
+    x = torch.cat([dataset.spec.from_model(batch["x"]) for batch in batches])
+    labels = [batch["cond"]["label"] for batch in batches if "label" in batch.get("cond", {})]
+    text = to_array(dataset.tokens) if dataset.spec.is_discrete and hasattr(dataset, "tokens") else None
+    return Items(to_array(x), torch.cat(labels).cpu().numpy() if labels else None, text)
+
+
+def to_array(x: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array: floats in float64, token ids in int64."""
+    return x.detach().cpu().to(torch.float64 if x.is_floating_point() else torch.int64).numpy()
+
+
+def proportional_labels(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return n labels, ascending, in the proportions of `labels` (largest remainders get the places left over)."""
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * (n / counts.sum())
+    places = np.floor(exact).astype(np.int64)
+    order = np.argsort(places - exact, kind="stable")
+    places[order[: n - places.sum()]] += 1
+    return np.repeat(classes, places)
+
+
+def check_fit(model: DataSpec, data: DataSpec) -> None:
+    """Raise `DataError` where samples of the model cannot be compared with the data."""
+    if (model.kind, model.shape) != (data.kind, data.shape):
+        raise DataError(
+            f"the model makes {model.kind} items of shape {model.shape} but the data has {data.kind} items of shape "
+            f"{data.shape}; give the data (and size) that the model was trained on."
+        )
+    for name in ("classes", "vocabulary"):
+        mine, theirs = getattr(model, name), getattr(data, name)
+        if mine and theirs and mine != theirs:
+            raise DataError(
+                f"the model's {len(mine)} {name} are not the data's {len(theirs)}; give the data it was trained on."
+            )

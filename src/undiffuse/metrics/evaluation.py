@@ -1,0 +1,180 @@
+"""`evaluate`: compare a model with real data it has not seen, choosing the metrics by the kind of data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from undiffuse.data import decode_text, open_data, split
+from undiffuse.errors import DataError
+from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.metrics.bench import (
+    Bench,
+    Findings,
+    Judge,
+    Samples,
+    check_fit,
+    load_items,
+    proportional_labels,
+    to_array,
+)
+from undiffuse.metrics.continuous import JUDGES, guidance_series, suitable_judges
+from undiffuse.metrics.pictures import picture
+from undiffuse.metrics.results import Evaluation, Picture
+from undiffuse.metrics.tokens import TOKEN_JUDGES
+from undiffuse.spec import DataSpec
+
+MOST_ITEMS = 10_000
+SAMPLES, TOKEN_SAMPLES = 1000, 128
+_TASK = "evaluate"
+_TEXTS_SHOWN = 4
+
+
+def evaluate(
+    model: Any,
+    data: Any,
+    *,
+    held_out: Any = None,
+    holdout: float | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    guidance: Sequence[float] | None = None,
+    metrics: str | Sequence[str] = "auto",
+    listener: Listener = silent,
+    **sampling: Any,
+) -> Evaluation:
+    """Sample a model and compare the samples, or the model's likelihoods, with real data.
+
+    Images with labels get label agreement, Frechet distance and memorisation at each guidance scale; images
+    without get the last two; vectors energy and sliced Wasserstein distance; tokens bits per token beside
+    n-grams, and the unigrams, bigrams and plausibility of samples. Distances stand beside those of real data
+    v real data at equal size.
+
+    Args:
+        model: A `Model`: `spec`, `sample(n, seed=, cond=, guidance=, ...)` in data units; for tokens `elbo(tokens)`.
+        data: The source the model was trained on, or a data set.
+        held_out: A data set the model was not trained on; None splits it off `data`, as training does.
+        holdout: Share (below 1) or number of items to split off, as in the training run; None: the data's own default.
+        n: Number of samples per scale; None means 1000, for tokens 128.
+        seed: Seed of the samples, of the subsets and of the judges.
+        guidance: Guidance scales; None means 1 alone (unguided). Only for models with labels.
+        metrics: "auto", or names among `JUDGES` (continuous data) or `TOKEN_JUDGES`.
+        listener: Receives progress events, those of the sampling included.
+        sampling: Passed to `model.sample`: solver, steps, ...
+
+    Raises:
+        DataError: The data does not fit the model, or too little of it is held out.
+        ValueError: Unknown metrics, scales for a model without labels, or n below 2.
+    """
+    train, unseen = _two_sets(model.spec, data, held_out, holdout)
+    check_fit(model.spec, train.spec)
+    bench = _bench(model, train, unseen, n=n, seed=seed, sampling={"listener": listener, **sampling})
+    scales = _scales(guidance, bench)
+    table = TOKEN_JUDGES if model.spec.is_discrete else JUDGES
+    judges = [table[name](bench) for name in _chosen(metrics, table, bench)]
+    drawn = [Samples(bench, scale) for scale in scales]
+    found = _judge_all(judges, drawn, listener)
+    rows = tuple(row for findings in found for row in findings.rows)
+    return Evaluation(
+        kind=model.spec.kind,
+        n=bench.n,
+        seed=seed,
+        rows=rows,
+        series=_series_at_first_scale(found) | guidance_series(rows),
+        texts=_texts(bench, drawn[0]) if model.spec.is_discrete else (),
+        pictures=_pictures(bench, drawn) if model.spec.kind == "image" else {},
+        settings=dict(sampling),
+    )
+
+
+def _two_sets(spec: DataSpec, data: Any, held_out: Any, holdout: float | None) -> tuple[Any, Any]:
+    if isinstance(data, (str, os.PathLike)):
+        data = open_data(os.fspath(data), spec=spec)
+    if held_out is None:
+        data, held_out = split(data, holdout)
+    if min(len(data), len(held_out)) < 2:
+        raise DataError(
+            f"{len(data)} training and {len(held_out)} held-out items; an evaluation needs at least 2 of each: "
+            f"give more data or a larger holdout."
+        )
+    return data, held_out
+
+
+def _bench(model: Any, train: Any, unseen: Any, *, n: int | None, seed: int, sampling: dict[str, Any]) -> Bench:
+    count = n if n is not None else (TOKEN_SAMPLES if model.spec.is_discrete else SAMPLES)
+    if count < 2:
+        raise ValueError(f"n={count}; an evaluation needs at least 2 samples, and hundreds to mean something.")
+    real = load_items(train, limit=MOST_ITEMS, seed=seed)
+    labels = proportional_labels(real.labels, count) if real.labels is not None and model.spec.classes else None
+
+    def draw(scale: float | None) -> NDArray[Any]:
+        cond = None if labels is None else {"label": torch.from_numpy(labels)}
+        return to_array(model.sample(count, seed=seed, cond=cond, guidance=scale, **sampling))
+
+    return Bench(
+        spec=model.spec,
+        train=real,
+        held_out=load_items(unseen, limit=MOST_ITEMS, seed=seed),
+        labels=labels,
+        draw=draw,
+        elbo=getattr(model, "elbo", None),
+        n=count,
+        seed=seed,
+    )
+
+
+def _scales(guidance: Sequence[float] | None, bench: Bench) -> tuple[float | None, ...]:
+    if bench.labels is not None:
+        return tuple(guidance) if guidance else (1.0,)
+    if guidance is not None:
+        raise ValueError("guidance needs a model and data with labels; leave guidance out.")
+    return (None,)
+
+
+def _chosen(metrics: str | Sequence[str], table: dict[str, Callable[[Bench], Judge]], bench: Bench) -> tuple[str, ...]:
+    if metrics == "auto":
+        return tuple(table) if bench.spec.is_discrete else suitable_judges(bench)
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    for name in names:
+        if name not in table:
+            near = difflib.get_close_matches(name, table, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"metric {name!r} is unknown for {bench.spec.kind} data; {hint}choose among {', '.join(table)}."
+            )
+    return names
+
+
+def _judge_all(judges: list[Judge], drawn: list[Samples], listener: Listener) -> list[Findings]:
+    """Return the findings of every judge at every scale, scales outermost."""
+    found: list[Findings] = []
+    listener(Started(_TASK, total=len(judges) * len(drawn), unit="metric"))
+    for samples in drawn:
+        for judge in judges:
+            found.append(judge(samples))
+            listener(Advanced(_TASK, done=len(found)))
+    listener(Finished(_TASK))
+    return found
+
+
+def _series_at_first_scale(found: list[Findings]) -> dict[str, dict[str, list[float]]]:
+    return {name: columns for findings in reversed(found) for name, columns in findings.series.items()}
+
+
+def _texts(bench: Bench, samples: Samples) -> tuple[str, ...]:
+    """Return the first samples as text, where any were drawn."""
+    shown = samples.x[:_TEXTS_SHOWN] if samples.drawn else ()
+    return tuple(decode_text(torch.from_numpy(row), bench.spec) for row in shown)
+
+
+def _pictures(bench: Bench, drawn: list[Samples]) -> dict[str, Picture]:
+    """Return one grid per guidance scale and one of real images, by the title to show over it."""
+    bounds = bench.spec.range
+    titles = ["samples" if samples.scale is None else f"samples, guidance {samples.scale:g}" for samples in drawn]
+    grids = {title: picture(samples.x, bench.labels, bounds) for title, samples in zip(titles, drawn, strict=True)}
+    return grids | {"real training data": picture(bench.train.x, bench.train.labels, bounds)}

@@ -1,0 +1,12 @@
+"""Floor 3: `Model`, the bundle of denoiser, data description and defaults, in memory and on disk."""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "BUILTIN": "undiffuse.models.bundle:BUILTIN",
+        "Model": "undiffuse.models.model:Model",
+        "load": "undiffuse.models.bundle:load",
+    },
+)

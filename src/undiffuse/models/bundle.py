@@ -1,0 +1,205 @@
+"""A model on disk: a folder with model.safetensors, config.json and README.md. Never pickle, never code.
+
+`config.json` carries a schema number. Older schemas are migrated when read, newer ones refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.errors import CheckpointError
+from undiffuse.models.description import denoiser_from_json, denoiser_to_json
+from undiffuse.spec import DataSpec
+
+if TYPE_CHECKING:
+    from undiffuse.models.model import Model
+
+SCHEMA = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema number -> function that turns a config of that schema into one of the next."""
+
+BUILTIN = ("digits",)
+"""Models shipped with the package, in its `builtin` folder."""
+
+_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+
+def load(name: str | Path) -> Model:
+    """Load a model: a built-in name, or a folder that `Model.save` or a training run wrote.
+
+    Raises:
+        CheckpointError: Nothing there, damaged, a pickle, of a newer schema, or tensors of another shape.
+    """
+    from undiffuse.models.model import Model
+
+    if str(name) in BUILTIN and not Path(name).is_dir():
+        with resources.as_file(resources.files("undiffuse") / "builtin" / str(name)) as folder:
+            return load(folder)
+    folder = Path(name)
+    _check_folder(folder)
+    config = _read_config(folder / _CONFIG)
+    try:
+        spec = DataSpec.from_json(config["spec"])
+        denoiser = denoiser_from_json(config, spec)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / _CONFIG} does not describe a model ({error}); restore it or train again."
+        ) from error
+    _fill(denoiser, read_tensors(folder / _WEIGHTS), folder)
+    return Model(denoiser.eval(), spec, config.get("defaults"), config.get("info"))
+
+
+def save_model(model: Model, folder: Path) -> Path:
+    """Write the three files, each whole or not at all; the weights first.
+
+    Raises:
+        TypeError: The denoiser is wrapped or its network was built by hand.
+        CheckpointError: The folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    config = {
+        "format": "undiffuse",
+        "schema": SCHEMA,
+        "kind": "denoiser",
+        "spec": model.spec.to_json(),
+        **denoiser_to_json(model.denoiser),
+        "defaults": model.defaults,
+        "info": model.info,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.denoiser.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        _write(folder / _CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
+        _write(folder / _CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"cannot write the model to {folder}: {reason}; make room or choose another folder."
+        ) from error
+    return folder
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: It is missing, a pickle, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(_missing_weights(path))
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path} is a pickle, whatever its name; pickles can run code and are refused. Convert it where you "
+                "trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')."
+            ) from error
+        raise CheckpointError(
+            f"{path} is damaged or truncated ({error}); copy it again or go back to a checkpoint."
+        ) from error
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f"{path.name}.writing")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        near = difflib.get_close_matches(str(folder), BUILTIN, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise CheckpointError(
+            f"there is no model {str(folder)!r}; give a run's folder or a built-in model ({', '.join(BUILTIN)}).{hint}"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give the folder that holds {_WEIGHTS} and {_CONFIG}.")
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{folder} is a diffusers pipeline; this version loads folders that undiffuse wrote.")
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(f"{folder} holds no {_CONFIG}; a training run writes it with its first checkpoint.")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); restore it or train again.") from error
+    if not isinstance(config, dict) or config.get("format") != "undiffuse":
+        raise CheckpointError(f'{path} is not a model of undiffuse; expected "format": "undiffuse" in it.')
+    schema = config.get("schema")
+    if not isinstance(schema, int) or schema < 1 or schema > SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update undiffuse.")
+    for older in range(schema, SCHEMA):
+        config = MIGRATIONS[older](config)
+    return config
+
+
+def _fill(denoiser: torch.nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy tensors into the denoiser after checking every name and shape."""
+    wanted = denoiser.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        which = f"lacks {missing[0]!r}" if missing else f"has the unknown {extra[0]!r}"
+        raise CheckpointError(
+            f"{folder / _WEIGHTS} {which} ({len(missing)} missing, {len(extra)} unknown tensors); it belongs to "
+            f"another network than {_CONFIG} describes. Put the two files of one model together."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{folder / _WEIGHTS}: {name!r} has shape {tuple(tensor.shape)}, the network of {_CONFIG} needs "
+                f"{tuple(wanted[name].shape)}. Put the two files of one model together."
+            )
+    denoiser.load_state_dict(tensors)
+
+
+def _missing_weights(path: Path) -> str:
+    pickles = [p.name for p in path.parent.glob("*") if p.suffix in _PICKLES] if path.parent.is_dir() else []
+    if pickles:
+        return (
+            f"{path.parent} holds {pickles[0]}, a pickle, but no {path.name}; pickles are refused, convert it to "
+            f"safetensors."
+        )
+    return f"{path} is missing; a training run writes it with its first checkpoint."
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts like a pickle (protocol 2 or later) or like the zip that torch.save writes."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")
+
+
+def _card(model: Model) -> str:
+    spec = model.spec
+    lines = [
+        "# A diffusion model",
+        "",
+        f"- data: {spec.kind} of shape {spec.shape}" + (f", {len(spec.classes)} classes" if spec.classes else ""),
+        f"- network: {model.parameters / 1e6:.2f} million parameters",
+        *(f"- {key}: {value}" for key, value in model.info.items() if isinstance(value, (str, int, float))),
+        "",
+        "Made with undiffuse. Load it with `undiffuse.load(folder)` or `undiffuse sample FOLDER`.",
+        "",
+    ]
+    return "\n".join(lines)

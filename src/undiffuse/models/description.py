@@ -1,0 +1,86 @@
+"""A denoiser as plain JSON, and back: everything about it but its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.errors import CheckpointError
+from undiffuse.networks.build import build_network
+from undiffuse.networks.options import MLPOptions, TransformerOptions, UNetOptions
+from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.keep import keep_from_json, keep_to_json
+from undiffuse.process.registry import schedule_from_json, schedule_to_json
+from undiffuse.spec import DataSpec
+
+_NETWORKS: dict[str, type[Any]] = {"mlp": MLPOptions, "unet": UNetOptions, "transformer": TransformerOptions}
+
+
+def denoiser_to_json(denoiser: Denoiser) -> dict[str, Any]:
+    """Return "network", "process" and "parametrisation" of a denoiser that was built from options.
+
+    Raises:
+        TypeError: The denoiser is a wrapper, or its network was built by hand.
+    """
+    if not isinstance(denoiser, (NetworkDenoiser, CategoricalDenoiser)):
+        raise TypeError(
+            f"{type(denoiser).__name__} cannot be saved; save the network's own denoiser, without wrappers."
+        )
+    options = getattr(denoiser.backbone, "options", None)
+    if options is None:
+        raise TypeError(
+            "this network was built by hand, so its shape cannot be saved; build it with build_network(options)."
+        )
+    if isinstance(denoiser, NetworkDenoiser):
+        parametrisation: dict[str, Any] = {"prediction": denoiser.prediction, "data_std": denoiser.data_std}
+    else:
+        parametrisation = {"time_dependent": denoiser.time_dependent}
+    return {
+        "network": asdict(options),
+        "process": process_to_json(denoiser.process),
+        "parametrisation": parametrisation,
+    }
+
+
+def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser:
+    """Build the denoiser, with fresh weights.
+
+    Raises:
+        CheckpointError: The network kind is unknown.
+    """
+    options = dict(fields["network"])
+    if options.get("kind") not in _NETWORKS:
+        raise CheckpointError(f"network {options.get('kind')!r} is unknown to this version; update undiffuse.")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    process = process_from_json(fields["process"])
+    states = process.states if isinstance(process, CategoricalProcess) else None
+    network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states)
+    if isinstance(process, CategoricalProcess):
+        return CategoricalDenoiser(network, process, spec=spec, **fields["parametrisation"])
+    return NetworkDenoiser(network, process, spec=spec, **fields["parametrisation"])
+
+
+def process_to_json(process: GaussianProcess | CategoricalProcess) -> dict[str, Any]:
+    """Return a process as plain JSON types."""
+    if isinstance(process, GaussianProcess):
+        return {"kind": "gaussian", "schedule": schedule_to_json(process.schedule), "source": process.source}
+    return {
+        "kind": "categorical",
+        "corruption": process.kind,
+        "classes": process.classes,
+        "keep": keep_to_json(process.keep),
+        "mask_share": process.mask_share,
+    }
+
+
+def process_from_json(fields: dict[str, Any]) -> GaussianProcess | CategoricalProcess:
+    """Rebuild a process from `process_to_json`."""
+    if fields["kind"] == "gaussian":
+        return GaussianProcess(schedule_from_json(fields["schedule"]), fields["source"])
+    return CategoricalProcess(
+        fields["corruption"], fields["classes"], keep_from_json(fields["keep"]), fields["mask_share"]
+    )

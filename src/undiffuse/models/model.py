@@ -1,0 +1,236 @@
+"""`Model`: a denoiser with the description of its data and good defaults; what users hold in their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.elbo import Bound, elbo
+from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
+from undiffuse.models.conditions import fit_conditions, fit_tokens
+from undiffuse.noise import KeyedNoise
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import make_grid
+from undiffuse.sampling.constraints import Constraint
+from undiffuse.sampling.loop import SampleResult, Snapshot, sample
+from undiffuse.sampling.registry import make_solver
+from undiffuse.sampling.solver import Solver
+from undiffuse.spec import DataSpec
+
+_STEPS = 25
+_BATCH = 256
+
+
+class Model:
+    """A denoiser, its `DataSpec`, and declarative defaults of sampling.
+
+    Args:
+        denoiser: The bare denoiser; guidance and other wrappers are added per call, never stored.
+        spec: Kind, shape and units of the data.
+        defaults: "solver", "steps", "grid", "guidance": used where a call does not say.
+        info: Anything worth keeping beside the weights: recipe, metrics.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        spec: DataSpec,
+        defaults: dict[str, Any] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.spec = spec
+        self.defaults = dict(defaults or {})
+        self.info = dict(info or {})
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.spec.classes)} classes" if self.spec.classes else ""
+        return f"Model({self.spec.kind} {self.spec.shape}{classes}, {self.parameters / 1e6:.2f} M parameters)"
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(p.numel() for p in self.denoiser.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+        """Move the weights to a device, or to a dtype, and return the model itself."""
+        self.denoiser.to(device=device, dtype=dtype)
+        return self
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        cond: dict[str, Any] | None = None,
+        guidance: float | None = None,
+        solver: str | Solver | None = None,
+        steps: int | None = None,
+        grid: str | Tensor | None = None,
+        prefix: str | Sequence[int] | Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Return `n` samples in data units (n, *shape); for tokens the ids, int64 (n, L).
+
+        Sample i of a seed is the same whatever `n` and the batch size are.
+
+        Args:
+            n: How many.
+            seed: Any integer.
+            cond: Conditions, e.g. {"label": 3}, {"label": "cat"}, or one value per sample.
+            guidance: Classifier-free guidance scale; 1 is conditional without guidance.
+            solver: Name (see `undiffuse.sampling.SOLVERS`) or a solver.
+            steps: Number of steps.
+            grid: Name of a spacing, or the times themselves.
+            prefix: Tokens only: text or ids that every sample begins with.
+            options: Further arguments of `sample_result`.
+
+        Raises:
+            ValueError: Unknown names, conditions that the model does not know, or values out of range.
+            PlanError: Solver, grid and process do not fit.
+        """
+        result = self.sample_result(
+            n, seed=seed, cond=cond, guidance=guidance, solver=solver, steps=steps, grid=grid, prefix=prefix, **options
+        )
+        return self.spec.from_model(result.x)
+
+    def sample_result(
+        self,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        cond: dict[str, Any] | None = None,
+        guidance: float | None = None,
+        solver: str | Solver | None = None,
+        steps: int | None = None,
+        grid: str | Tensor | None = None,
+        prefix: str | Sequence[int] | Tensor | None = None,
+        first: int = 0,
+        batch_size: int = _BATCH,
+        wrap: Callable[[Denoiser], Denoiser] | None = None,
+        constraints: Sequence[Constraint] = (),
+        start: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        trajectory: bool = False,
+        callback: Callable[[Snapshot], None] | None = None,
+        listener: Listener = silent,
+        solver_options: dict[str, Any] | None = None,
+    ) -> SampleResult:
+        """As `sample`, but in model units, with the number of evaluations and, where asked for, the trajectory.
+
+        Args:
+            first: Number of the first sample: first=64 goes on where n=64 ended.
+            batch_size: Samples computed at once; changes nothing but memory and speed.
+            wrap: Applied to the denoiser before guidance.
+            constraints, start: See `undiffuse.sampling.sample`; they hold for all n and so need n <= batch_size.
+            dtype: Of the state.
+            trajectory: Keep the states at all grid times.
+            callback: Called after each evaluation.
+            listener: Hears about progress.
+            solver_options: Options of a solver given by name.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
+        if n > batch_size and (constraints or start is not None):
+            raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
+        rule = self._solver(solver, steps, solver_options or {})
+        times = self._grid(rule, grid, steps)
+        conditions = fit_conditions(cond, n, self.spec, self.device)
+        begun = start if prefix is None else fit_tokens(prefix, self.spec, self.denoiser.process, self.device)
+        denoiser = self._guided(wrap(self.denoiser) if wrap else self.denoiser, guidance, conditions)
+        self.denoiser.eval()
+        listener(Started("sample", n, "sample"))
+        parts: list[SampleResult] = []
+        for low in range(0, n, batch_size):
+            high = min(low + batch_size, n)
+            part = sample(
+                denoiser,
+                noise=KeyedNoise(seed, range(first + low, first + high), self.device),
+                shape=self.spec.shape,
+                solver=rule,
+                grid=times,
+                cond={name: value[low:high] for name, value in conditions.items()} or None,
+                constraints=constraints,
+                start=begun.expand(high - low, *begun.shape[1:]) if prefix is not None and begun is not None else begun,
+                dtype=dtype,
+                trajectory=trajectory,
+                callback=callback,
+            )
+            parts.append(part)
+            listener(Advanced("sample", high))
+        listener(Finished("sample"))
+        return _join(parts)
+
+    def elbo(self, tokens: Tensor, draws: int = 8, seed: int = 0, batch_size: int = 64) -> Bound:
+        """Return the evidence bound of token ids (N, L) with its standard error, nats per token.
+
+        Raises:
+            ValueError: The model is not of tokens, or an id is unknown.
+        """
+        parts = [
+            elbo(self.denoiser, rows.to(self.device), KeyedNoise(seed, range(low, low + len(rows)), self.device), draws)
+            for low, rows in ((i, tokens[i : i + batch_size]) for i in range(0, len(tokens), batch_size))
+        ]
+        sizes = torch.tensor([min(batch_size, len(tokens) - i) for i in range(0, len(tokens), batch_size)]).double()
+        means = torch.tensor([part.mean for part in parts]).double()
+        errors = torch.tensor([part.standard_error for part in parts]).double()
+        share = sizes / sizes.sum()
+        return Bound(float((share * means).sum()), float(((share * errors) ** 2).sum().sqrt()))
+
+    def text(self, tokens: Tensor) -> list[str]:
+        """Return the text of token ids (N, L)."""
+        from undiffuse.data.text import decode_text
+
+        return [decode_text(row, self.spec) for row in tokens.cpu()]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.safetensors, config.json and README.md into `folder`, atomically, and return it."""
+        from undiffuse.models.bundle import save_model
+
+        return save_model(self, Path(folder))
+
+    def _solver(self, solver: str | Solver | None, steps: int | None, options: dict[str, Any]) -> Solver:
+        if isinstance(solver, Solver):
+            return solver
+        name = solver or self.defaults.get("solver") or ("first-hitting" if self.spec.is_discrete else "dpm++2m")
+        if name == "first-hitting":
+            chosen = steps if steps is not None else self.defaults.get("steps")
+            options = {"steps": chosen, **options}
+        return make_solver(name, **options)
+
+    def _grid(self, solver: Solver, grid: str | Tensor | None, steps: int | None) -> Tensor | None:
+        if isinstance(grid, Tensor) or solver.draws_times:
+            return grid if isinstance(grid, Tensor) else None
+        process = self.denoiser.process
+        if not isinstance(process, GaussianProcess):
+            count = steps or self.defaults.get("steps") or self.spec.shape[0]
+            return torch.linspace(1.0, 0.0, count + 1, dtype=torch.float64)
+        count = _STEPS if (steps or self.defaults.get("steps")) is None else (steps or self.defaults["steps"])
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1.")
+        shape: Any = grid or self.defaults.get("grid") or "logsnr"
+        return make_grid(process.schedule, count, shape)
+
+    def _guided(self, denoiser: Denoiser, guidance: float | None, cond: dict[str, Tensor]) -> Denoiser:
+        """Guide where a scale was asked for, or where the default has one and there is something to guide by."""
+        scale = guidance if guidance is not None else (self.defaults.get("guidance", 1.0) if cond else 1.0)
+        return denoiser if scale == 1 else ClassifierFreeGuidance(denoiser, scale)
+
+
+def _join(parts: list[SampleResult]) -> SampleResult:
+    if len(parts) == 1:
+        return parts[0]
+    paths = [part.trajectory for part in parts if part.trajectory is not None]
+    joined = torch.cat(paths, dim=1) if paths else None
+    return SampleResult(torch.cat([part.x for part in parts]), max(part.nfe for part in parts), joined)

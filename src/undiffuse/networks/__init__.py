@@ -1,0 +1,24 @@
+"""Floor 1: networks, their conditioners, and hooks into them. They know nothing of schedules."""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "MLP": "undiffuse.networks.mlp:MLP",
+        "Backbone": "undiffuse.networks.backbone:Backbone",
+        "Conditioners": "undiffuse.networks.conditioners:Conditioners",
+        "Embedded": "undiffuse.networks.embedded:Embedded",
+        "LabelConditioner": "undiffuse.networks.conditioners:LabelConditioner",
+        "MLPOptions": "undiffuse.networks.options:MLPOptions",
+        "Transformer": "undiffuse.networks.transformer:Transformer",
+        "TransformerOptions": "undiffuse.networks.options:TransformerOptions",
+        "UNet": "undiffuse.networks.unet:UNet",
+        "UNetOptions": "undiffuse.networks.options:UNetOptions",
+        "VectorConditioner": "undiffuse.networks.conditioners:VectorConditioner",
+        "build_network": "undiffuse.networks.build:build_network",
+        "capture": "undiffuse.networks.hooks:capture",
+        "edit": "undiffuse.networks.hooks:edit",
+        "math_attention": "undiffuse.networks.attention:math_attention",
+    },
+)

@@ -1,0 +1,107 @@
+"""Self-attention: the fused kernel by default, plain mathematics where derivatives ask for it.
+
+The fused kernels have no forward-mode derivative and no double backward. Code that needs either enters
+`math_attention()`, and every attention below it computes the same numbers with plain operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from undiffuse.networks.dropout import Dropout
+
+_USE_MATH: ContextVar[bool] = ContextVar("undiffuse_math_attention", default=False)
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Let attention in this block support `torch.func.jvp` and double backward, for (B, heads, L, L) memory."""
+    token = _USE_MATH.set(True)
+    try:
+        yield
+    finally:
+        _USE_MATH.reset(token)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: pairs of features turned by an angle that grows with the position.
+
+    Source: Su et al. 2021, "RoFormer", section 3.2, arXiv:2104.09864.
+    """
+
+    cos: Tensor  # (L, head_dim / 2)
+    sin: Tensor
+
+    @staticmethod
+    def make(length: int, head_dim: int, like: Tensor) -> Rotary:
+        """Return the turns of positions 0 .. length - 1, on the device and in the dtype of `like`; `head_dim` even."""
+        # In half precision the angle of position 1000 would be off by whole radians.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        position = torch.arange(length, device=like.device, dtype=dtype)
+        pair = torch.arange(head_dim // 2, device=like.device, dtype=dtype)
+        angles = position[:, None] * torch.exp(pair * (-2.0 * math.log(10_000.0) / head_dim))
+        return Rotary(angles.cos().to(like.dtype), angles.sin().to(like.dtype))
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Turn queries or keys (..., L, head_dim)."""
+        first, second = x.chunk(2, dim=-1)
+        turned = (first * self.cos - second * self.sin, first * self.sin + second * self.cos)
+        return torch.cat(turned, dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return softmax(query key^T / sqrt(d)) value.
+
+    Args:
+        query, key, value: (B, heads, L, d).
+        mask: Bool, broadcast to (B, heads, L, L); False where a key is not to be read. Each query needs one True.
+    """
+    # Compiled code cannot read context variables; derivatives are taken of the uncompiled network.
+    if torch.compiler.is_compiling() or not _USE_MATH.get():
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ value
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over tokens.
+
+    Args:
+        dim: Features D per token; a multiple of `heads` (and D / heads even where rotary positions are used).
+        heads: Number of heads.
+        dropout: Share of the output's features dropped in training.
+        zero_init: Start with output 0, so that a residual around it starts as the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, zero_init: bool = False) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{dim} features do not split into {heads} heads; make them a multiple of {heads}.")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+        if zero_init:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
+        """Map tokens (B, L, D) to (B, L, D); `mask` (B, L) bool is True for tokens that may be read."""
+        query, key, value = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, L, d)
+        if rotary is not None:
+            query, key = rotary.turn(query), rotary.turn(key)
+        mixed = attend(query, key, value, None if mask is None else mask[:, None, None, :])
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))

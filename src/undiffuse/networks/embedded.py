@@ -1,0 +1,75 @@
+"""`Embedded`: conditions as a network reads them, computed once before a sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_dataclass
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embedded conditions of a batch; registered as a pytree.
+
+    One model always fills the same fields, whatever conditions are missing, so that conditional and
+    null rows concatenate.
+
+    Args:
+        vector: (B, D), modulates every block.
+        tokens: (B, L, D), to be attended to.
+        mask: (B, L) bool, True where `tokens` are to be read.
+        maps: (B, C, ...), aligned with the data's axes.
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    maps: Tensor | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Number of rows B; None where nothing is held, which fits any batch."""
+        return next((part.shape[0] for part in self._parts().values()), None)
+
+    def take(self, index: Tensor | slice) -> Embedded:
+        """Return the rows chosen by `index` (int64 or bool tensor, or a slice)."""
+        return self._map(lambda part: part[index])
+
+    def expand(self, n: int) -> Embedded:
+        """Repeat a single row `n` times, without copying; a batch that has `n` rows already is returned as it is.
+
+        Raises:
+            ValueError: The batch has neither 1 nor `n` rows.
+        """
+        if self.batch not in (None, 1, n):
+            raise ValueError(f"cannot expand {self.batch} rows to {n}; only a single row can be repeated.")
+        return self._map(lambda part: part.expand(n, *part.shape[1:]))
+
+    @staticmethod
+    def cat(parts: Sequence[Embedded]) -> Embedded:
+        """Concatenate along the batch.
+
+        Raises:
+            ValueError: Nothing to concatenate, or the parts fill different fields.
+        """
+        if not parts:
+            raise ValueError("cat got an empty list; give at least one Embedded.")
+        filled = [sorted(part._parts()) for part in parts]
+        if any(names != filled[0] for names in filled):
+            raise ValueError(
+                f"cannot concatenate Embedded that fill different fields: {filled}; embed them with one network."
+            )
+        return Embedded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in filled[0]})
+
+    def _parts(self) -> dict[str, Tensor]:
+        held = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: part for name, part in held if part is not None}
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Embedded:
+        return Embedded(**{name: change(part) for name, part in self._parts().items()})
+
+
+register_dataclass(Embedded)

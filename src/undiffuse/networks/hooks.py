@@ -1,0 +1,132 @@
+"""Read or change what happens inside a network, by the names of its blocks.
+
+    with capture(network, ["mid"], stop_after="mid") as taken:
+        network(x, level, cond)          # ends after "mid"
+    taken["mid"]
+
+Works on our networks (`network.blocks`) and on any `nn.Module` by the names of its submodules. Hooks are
+removed on exit, also after an error. Give the network itself, not a compiled one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+
+class _StopForward(Exception):
+    """Raised by a hook to end the forward pass of the `capture` that owns it."""
+
+    def __init__(self, owner: object) -> None:
+        super().__init__("the forward pass was ended by capture(stop_after=...)")
+        self.owner = owner
+
+
+@contextmanager
+def capture(
+    network: nn.Module, names: Iterable[str], *, stop_after: str | None = None, inputs: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Collect what named blocks return (or, with `inputs`, their first argument) while the body runs.
+
+    Values are kept as they are: attached to the graph where gradients are on, the last one where a block
+    runs more than once, and changed ones where `edit` was entered before.
+
+    Args:
+        network: Network that holds the blocks.
+        names: Names of blocks.
+        stop_after: End the body silently once this block has run: nothing behind it is computed, and the
+            statements after the network's call are skipped.
+        inputs: Collect inputs instead of outputs.
+
+    Yields:
+        A dictionary that fills while the body runs: name -> value.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    taken: dict[str, Any] = {}
+    places = {name: find_block(network, name) for name in names}
+    last = None if stop_after is None else find_block(network, stop_after)
+    with ExitStack() as stack:
+        for name, block in places.items():
+            _attach(stack, block, _keeper(taken, name), inputs=inputs)
+        if last is not None:  # attached last, so that the block's own value is taken before
+            _attach(stack, last, _stopper(taken), inputs=False)
+        try:
+            yield taken
+        except _StopForward as stop:
+            if stop.owner is not taken:
+                raise
+
+
+@contextmanager
+def edit(network: nn.Module, changes: Mapping[str, Callable[[Any], Any]], *, inputs: bool = False) -> Iterator[None]:
+    """Replace what named blocks return by `changes[name](output)` while the body runs.
+
+    With `inputs`, their first argument is replaced before they run.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    places = {name: find_block(network, name) for name in changes}
+    with ExitStack() as stack:
+        for name, block in places.items():
+            _attach(stack, block, changes[name], inputs=inputs)
+        yield
+
+
+def find_block(network: nn.Module, name: str) -> nn.Module:
+    """Return the block or submodule called `name`.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    blocks = getattr(network, "blocks", None)
+    named = dict(blocks.items()) if isinstance(blocks, Mapping | nn.ModuleDict) else {}
+    submodules = dict(network.named_modules())
+    for places in (named, submodules):
+        if name and name in places:
+            return places[name]
+    known = list(named) or [module for module in submodules if module]
+    nearest = get_close_matches(name, [*known, *submodules], n=1, cutoff=0.0)
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    raise ValueError(f"block {name!r} does not exist; did you mean {nearest[0]!r}? The blocks are {listed}.")
+
+
+def _attach(stack: ExitStack, block: nn.Module, change: Callable[[Any], Any], *, inputs: bool) -> None:
+    """Hook `change` (value -> new value, None for no change) to a block until `stack` closes."""
+    if inputs:
+        handle = block.register_forward_pre_hook(_first_argument_hook(change), with_kwargs=True)
+    else:
+        handle = block.register_forward_hook(lambda module, args, output: change(output))
+    stack.callback(handle.remove)
+
+
+def _first_argument_hook(change: Callable[[Any], Any]) -> Callable[..., tuple[Any, Any] | None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if args:
+            value = change(args[0])
+            return None if value is None else ((value, *args[1:]), kwargs)
+        name = next(iter(kwargs))
+        value = change(kwargs[name])
+        return None if value is None else (args, kwargs | {name: value})
+
+    return hook
+
+
+def _keeper(taken: dict[str, Any], name: str) -> Callable[[Any], None]:
+    def keep(value: Any) -> None:
+        taken[name] = value
+
+    return keep
+
+
+def _stopper(owner: object) -> Callable[[Any], None]:
+    def stop(value: Any) -> None:
+        raise _StopForward(owner)
+
+    return stop

@@ -1,0 +1,110 @@
+"""Options of the networks: torch-free, so that `--help` and recipes need no torch.
+
+`kind` is the tag by which a recipe chooses a network (`model=unet model.channels=64`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _check_positive(options: object, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)}; expected at least 1.")
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}={value}; expected a share in [0, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPOptions:
+    """Residual network for vectors (B, D)."""
+
+    kind: Literal["mlp"] = _option("mlp", "the network's kind")
+    width: int = _option(256, "features of the hidden layers")
+    depth: int = _option(4, "number of residual blocks")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width", "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """Convolutional U-Net for signals, images, volumes, and video frame by frame."""
+
+    kind: Literal["unet"] = _option("unet", "the network's kind")
+    channels: int = _option(64, "channels of the first level")
+    multipliers: tuple[int, ...] = _option(
+        (1, 2, 2), "channels of each level over those of the first; one entry a level"
+    )
+    blocks: int = _option(2, "residual blocks per level, on the way down and on the way up")
+    attention: tuple[int, ...] = _option((-1,), "levels with self-attention; 0 is full size, -1 the coarsest")
+    heads: int = _option(4, "attention heads")
+    temporal: bool = _option(False, "video: let frames attend to each other at every level")
+    dropout: float = _option(0.0, "share of features dropped in training, in [0, 1)")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "channels", "blocks", "heads")
+        _check_fraction("dropout", self.dropout)
+        levels = len(self.multipliers)
+        if levels < 1 or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers={self.multipliers}; expected at least one level, each entry at least 1.")
+        unknown = [level for level in self.attention if not -levels <= level < levels]
+        if unknown:
+            raise ValueError(
+                f"attention level {unknown[0]} does not exist; the levels are 0 to {levels - 1}, or -1 for the last."
+            )
+        for width in self.attending_widths:
+            if width % self.heads or (self.temporal and width // self.heads % 2):
+                even = " of even size (temporal attention turns pairs of features)" if self.temporal else ""
+                raise ValueError(
+                    f"{width} channels do not split into heads={self.heads} heads{even}; change heads or channels."
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, full size first."""
+        return tuple(self.channels * multiplier for multiplier in self.multipliers)
+
+    @property
+    def attention_levels(self) -> frozenset[int]:
+        """Levels with self-attention, counted from 0."""
+        return frozenset(level % len(self.multipliers) for level in self.attention)
+
+    @property
+    def attending_widths(self) -> frozenset[int]:
+        """Channel counts that some attention works on."""
+        levels = range(len(self.multipliers)) if self.temporal else self.attention_levels
+        return frozenset(self.widths[level] for level in levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """Bidirectional transformer for tokens (B, L)."""
+
+    kind: Literal["transformer"] = _option("transformer", "the network's kind")
+    width: int = _option(128, "features per token")
+    depth: int = _option(4, "number of blocks")
+    heads: int = _option(4, "attention heads")
+    time_dependent: bool = _option(False, "tell the network the noise level; masked diffusion does without")
+    dropout: float = _option(0.0, "share of features dropped in training, in [0, 1)")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width", "depth", "heads")
+        _check_fraction("dropout", self.dropout)
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} does not split into heads={self.heads} heads of even size "
+                f"(rotary positions turn pairs of features); use a multiple of {2 * self.heads}."
+            )
+
+
+NetworkOptions = MLPOptions | UNetOptions | TransformerOptions

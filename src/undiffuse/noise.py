@@ -1,0 +1,180 @@
+"""Keyed noise: every random number is a function of (seed, item, step, stream) and of its position.
+
+The generator is SplitMix64 used as a counter: word `i` of a row is `mix(start + i * GOLDEN)`, and the row's
+`start` is a hash of its key. It is written in int64 tensor operations, so a row draws the same bits in a
+batch of 1 or 1000, on any device, in any order, and nothing is ever advanced. Normals come from Box and
+Muller in float64 and are rounded to the dtype asked for, so float32 and float64 runs share their noise.
+
+Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+STREAMS = ("init", "step", "corrector", "class", "order", "data", "time", "dropout", "probe")
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+
+
+class NoiseSource(Protocol):
+    """What samplers and objectives draw from. Shapes exclude the batch axis, results include it."""
+
+    def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return standard normal numbers (B, *shape)."""
+        ...
+
+    def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Return float64 numbers in [0, 1), (B, *shape)."""
+        ...
+
+
+class KeyedNoise:
+    """Noise for a batch of items of one seed.
+
+    Args:
+        seed: Any int; the low 64 bits count.
+        items: Stable number of each batch row (a dataset index, a sample number), B of them.
+        device: Where results live.
+
+    Raises:
+        ValueError: An unknown stream is asked for.
+    """
+
+    def __init__(self, seed: int, items: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
+        self.seed = seed
+        numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
+        self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
+        self.device = self.items.device
+
+    def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return standard normal numbers (B, *shape)."""
+        return self.normal_block(stream, [step], shape, dtype)[0]
+
+    def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Return float64 numbers in [0, 1), (B, *shape)."""
+        return self.uniform_block(stream, [step], shape)[0]
+
+    def normal_block(
+        self, stream: str, steps: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return the normals of several steps at once, (S, B, *shape): the same numbers, fewer launches."""
+        count = math.prod(shape)
+        words = self._words(stream, steps, (count + 1) // 2)
+        # The low half gives the radius, the high half the angle; + 0.5 keeps the logarithm finite.
+        radius = ((words & 0xFFFFFFFF).double() + 0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = _shift_right(words, 32).double().mul_(math.tau * 2.0**-32)
+        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+        return pairs.flatten(-2)[..., :count].reshape(len(steps), len(self.items), *shape).to(dtype)
+
+    def uniform_block(self, stream: str, steps: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        """Return the uniforms of several steps at once, float64 (S, B, *shape)."""
+        words = self._words(stream, steps, math.prod(shape))
+        return _shift_right(words, 11).double().mul_(2.0**-53).reshape(len(steps), len(self.items), *shape)
+
+    def _words(self, stream: str, steps: Sequence[int], count: int) -> Tensor:
+        """Return `count` 64-bit words for each step and item, int64 (S, B, count)."""
+        base = _key(self.seed, stream)
+        starts = torch.tensor([_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps], dtype=torch.int64)
+        rows = _mix(starts.to(self.device)[:, None] + self.items * _signed(_GOLDEN))
+        counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device) * _signed(_GOLDEN)
+        return _mix(rows[..., None] + counter)
+
+
+class RecordedNoise:
+    """Passes another source through and keeps what was drawn in `record`, by (stream, step)."""
+
+    def __init__(self, source: NoiseSource) -> None:
+        self.source = source
+        self.record: dict[tuple[str, int], Tensor] = {}
+
+    def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return and record standard normal numbers (B, *shape)."""
+        return self.record.setdefault((stream, step), self.source.normal(stream, step, shape, dtype))
+
+    def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Return and record float64 numbers in [0, 1), (B, *shape)."""
+        return self.record.setdefault((stream, step), self.source.uniform(stream, step, shape))
+
+
+class InjectedNoise:
+    """Hands out given noise by (stream, step); what is not given comes from `fallback`.
+
+    Raises:
+        ValueError: A draw is neither given nor covered by `fallback`, or has another shape than asked.
+    """
+
+    def __init__(self, given: dict[tuple[str, int], Tensor], fallback: NoiseSource | None = None) -> None:
+        self.given = given
+        self.fallback = fallback
+
+    def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the given normals (B, *shape) in `dtype`."""
+        found = self._find(stream, step, shape)
+        if found is not None:
+            return found.to(dtype)
+        return self._source(stream, step).normal(stream, step, shape, dtype)
+
+    def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Return the given uniforms (B, *shape)."""
+        found = self._find(stream, step, shape)
+        return found if found is not None else self._source(stream, step).uniform(stream, step, shape)
+
+    def _find(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor | None:
+        found = self.given.get((stream, step))
+        if found is not None and tuple(found.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"injected noise {stream!r} of step {step} has item shape {tuple(found.shape[1:])}; {shape} is needed."
+            )
+        return found
+
+    def _source(self, stream: str, step: int) -> NoiseSource:
+        if self.fallback is None:
+            raise ValueError(f"no noise was injected for stream {stream!r}, step {step}; give it or a fallback source.")
+        return self.fallback
+
+
+def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return a random order of range(n), int64 (n,), a function of (seed, epoch, n) alone."""
+    keys = KeyedNoise(seed, torch.arange(n), device)._words("order", [epoch], 1)[0, :, 0]
+    return torch.argsort(keys, stable=True)
+
+
+def _key(seed: int, stream: str) -> int:
+    if stream not in STREAMS:
+        raise ValueError(f"noise stream {stream!r} is unknown; the streams are {', '.join(STREAMS)}.")
+    return _mix_int(_mix_int(seed & _MASK) + zlib.crc32(stream.encode()))
+
+
+def _mix_int(z: int) -> int:
+    """SplitMix64's finaliser on a Python int."""
+    z &= _MASK
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        z = ((z ^ (z >> shift)) * multiplier) & _MASK
+    return z ^ (z >> _SHIFTS[2])
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 tensors; products wrap modulo 2^64."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        z = (z ^ _shift_right(z, shift)) * _signed(multiplier)
+    return z ^ _shift_right(z, _SHIFTS[2])
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch shifts int64 arithmetically, so the copies of the sign are masked off."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(z: int) -> int:
+    z &= _MASK
+    return z - (1 << 64) if z >> 63 else z

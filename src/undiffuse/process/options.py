@@ -1,0 +1,50 @@
+"""Options of the processes, for recipes. Torch-free: `--help` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _option(default, help: str):  # type: ignore[no-untyped-def]
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianOptions:
+    """A Gaussian process, and what the network predicts about it."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    schedule: Literal["vp", "subvp", "ve", "cosine", "trig", "edm", "rf", "ddpm", "scaled-linear"] = _option(
+        "cosine", "noise schedule"
+    )
+    prediction: Literal["data", "noise", "velocity", "v", "edm"] = _option("v", "what the network puts out")
+    shift: float = _option(1.0, "time shift of the rf schedule; above 1 spends more time at high noise")
+    data_std: float = _option(1.0, "standard deviation of the data in model units, for prediction 'edm'")
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0 or not self.data_std > 0:
+            raise ValueError(f"shift={self.shift} and data_std={self.data_std} must be positive.")
+        if self.shift != 1.0 and self.schedule != "rf":
+            raise ValueError(
+                f"shift={self.shift} belongs to schedule 'rf', not {self.schedule!r}; remove it or switch."
+            )
+
+    @property
+    def schedule_options(self) -> dict[str, float]:
+        """What `make_schedule` takes beside the name."""
+        return {"shift": self.shift} if self.schedule == "rf" else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalOptions:
+    """A categorical process on tokens."""
+
+    kind: Literal["categorical"] = "categorical"
+    corruption: Literal["absorbing", "uniform", "mask-replace"] = _option("absorbing", "what noise does to a token")
+    keep: Literal["linear", "cosine", "polynomial"] = _option("linear", "probability to keep a token over time")
+    mask_share: float = _option(0.9, "mask-replace: share of lost tokens that become masks")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"mask_share={self.mask_share} is outside of (0, 1); use corruption=absorbing or uniform.")

@@ -1,0 +1,14 @@
+"""Floor 5: self-contained HTML reports of runs and evaluations."""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Report": "undiffuse.report.html:Report",
+        "Section": "undiffuse.report.elements:Section",
+        "evaluation_section": "undiffuse.report.evaluation:evaluation_section",
+        "run_report": "undiffuse.report.run:run_report",
+        "run_sections": "undiffuse.report.run:run_sections",
+    },
+)

@@ -1,0 +1,88 @@
+"""Constraints: what must hold along the way, as one protocol of the loop.
+
+Known pixels, tokens and frames, and measurement steps, are constraints. A constraint sees every step three times:
+`enter` before the first evaluation, `correct` at each answer of the denoiser, `leave` when the step is done. Where
+`leave` edits the state, the loop clears the solver's memory: multistep extrapolation across an edit is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from undiffuse.noise import NoiseSource
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.times import Time
+
+
+class Constraint:
+    """Base: does nothing. Override what you need."""
+
+    def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
+        """Return the state with which step `k` starts at time `t`."""
+        return x
+
+    def correct(self, post: Any, x: Tensor, t: Time, s: Time) -> Any:
+        """Return the posterior to use; `GaussianProcess.with_mean` says which noise goes with a new mean."""
+        return post
+
+    def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
+        """Return the state after step `k`, now at time `s`, and whether it was edited."""
+        return x, False
+
+
+class Known(Constraint):
+    """Elements that are given, clean. Exact where their time is 0 throughout (frames of a grid from
+    `process.grids.known`), and for absorbing processes, where a clean token is its own condition.
+
+    Args:
+        values: Given data in model units, broadcast to the state (B, *).
+        mask: True where known, likewise.
+    """
+
+    def __init__(self, values: Tensor, mask: Tensor) -> None:
+        self.values = values
+        self.mask = mask
+
+    def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
+        """Put the known elements in place."""
+        return torch.where(self.mask, self.values.to(x.dtype), x)
+
+    def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
+        """Keep them; this is no edit, since they never moved."""
+        return torch.where(self.mask, self.values.to(x.dtype), x), False
+
+
+class Replacement(Constraint):
+    """Known elements at the noise level of the rest: overwrites them with alpha values + sigma eps before each step.
+
+    This is an approximation that loses most of the known elements' influence, whatever the number of steps
+    (measured in `tests/oracles`): use times of 0 with `Known` where the model allows times per element.
+
+    Args:
+        process: Gaussian process of the denoiser.
+        values, mask: As for `Known`.
+        eps: "same" noise in every step (fits deterministic solvers) or "fresh" noise per step.
+
+    Source: Song et al. 2021, arXiv:2011.13456, appendix I.
+    """
+
+    def __init__(
+        self, process: GaussianProcess, values: Tensor, mask: Tensor, eps: Literal["same", "fresh"] = "same"
+    ) -> None:
+        self.process = process
+        self.values = values
+        self.mask = mask
+        self.eps = eps
+
+    def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
+        """Overwrite the known elements at time `t`."""
+        z = noise.normal("corrector", k if self.eps == "fresh" else 0, tuple(x.shape[1:]), x.dtype)
+        return torch.where(self.mask, self.process.corrupt(self.values.to(x.dtype).expand_as(x), t, z), x)
+
+    def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
+        """At the clean end the known elements are the given ones."""
+        done = not isinstance(s, Tensor) and s == 0.0
+        return (torch.where(self.mask, self.values.to(x.dtype), x) if done else x), True

@@ -1,0 +1,222 @@
+"""The sampling loop, one for every solver, denoiser, wrapper and constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.errors import PlanError, UndiffuseError
+from undiffuse.noise import NoiseSource
+from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.times import Time
+from undiffuse.sampling.constraints import Constraint
+from undiffuse.sampling.plan import Plan, Renoise, Stage
+from undiffuse.sampling.solver import Memory, Solver
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a callback sees after each evaluation: the step, the time asked at, the new state, the posterior."""
+
+    step: int
+    t: Time
+    x: Tensor
+    post: Any
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Result of a run.
+
+    Args:
+        x: Samples (B, *) in model units, or token ids.
+        nfe: Network evaluations per sample.
+        trajectory: States at the grid's times, (K + 1, B, *), where asked for.
+    """
+
+    x: Tensor
+    nfe: int
+    trajectory: Tensor | None = None
+
+
+def sample(
+    denoiser: Denoiser,
+    *,
+    noise: NoiseSource,
+    shape: tuple[int, ...],
+    solver: Solver,
+    grid: Tensor | None = None,
+    cond: dict[str, Tensor] | None = None,
+    constraints: Sequence[Constraint] = (),
+    start: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    grad: bool | Literal["checkpoint"] = False,
+    callback: Callable[[Snapshot], None] | None = None,
+    trajectory: bool = False,
+) -> SampleResult:
+    """Walk the grid from noise to data, asking the denoiser.
+
+    Args:
+        denoiser: Any denoiser or wrapper.
+        noise: Where random numbers come from; its items are the batch.
+        shape: Shape of one item, model units.
+        solver: The rule of a step.
+        grid: Falling times; see `process.grids`. Solvers that draw their own times take None.
+        cond: Conditions, embedded once here.
+        constraints: Applied in the order given.
+        start: State at the grid's first times (B, *), instead of the prior.
+        dtype: Of the state; float64 for oracles.
+        grad: Keep the graph, so that the result can be differentiated; "checkpoint" recomputes each evaluation in
+            the backward pass instead of storing it.
+        callback: Called after each evaluation.
+        trajectory: Keep the state at every grid time.
+
+    Raises:
+        PlanError: Solver, process, grid and state do not fit.
+        UndiffuseError: The result is not finite.
+    """
+    x = _first_state(denoiser.process, noise, shape, dtype, start, grid)
+    if grid is None:  # a solver that draws its own times looks at what is known
+        x = _enter(constraints, x, 1.0, 0, noise)
+    plan = solver.prepare(denoiser.process, grid, x, noise).to(x)
+    embedded = denoiser.embed(cond, len(x))
+    denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
+    ask: Callable[..., Any] = denoiser
+    if grad == "checkpoint":
+        ask = lambda x, t, cond: checkpoint(denoiser, x, t, cond, use_reentrant=False)  # noqa: E731
+    # no_grad, not inference_mode: wrappers that differentiate inside re-enable gradients.
+    answers = _Answers(denoiser, ask, embedded, solver.reuses)
+    with torch.set_grad_enabled(bool(grad)):
+        states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
+    _check_result(states[-1], denoiser.process, answers.nfe)
+    return SampleResult(states[-1], answers.nfe, torch.stack(states) if trajectory else None)
+
+
+class _Answers:
+    """Asks the denoiser and counts evaluations; with `reuse`, a state that has not changed is not asked about again.
+
+    Raises:
+        PlanError: Answers are to be reused but depend on the time.
+    """
+
+    def __init__(self, denoiser: Denoiser, ask: Callable[..., Any], embedded: Any, reuse: bool) -> None:
+        if reuse and denoiser.time_dependent:
+            raise PlanError(
+                "answers cannot be reused: this denoiser depends on the time where no token changed; use cache=False."
+            )
+        self.denoiser = denoiser
+        self.ask = ask
+        self.embedded = embedded
+        self.reuse = reuse
+        self.last: tuple[Tensor, Any] | None = None
+        self.nfe = 0
+
+    def __call__(self, x: Tensor, t: Time) -> Any:
+        """Return the posterior of `x` at `t`."""
+        if self.reuse and self.last is not None and torch.equal(self.last[0], x):
+            return self.last[1]
+        self.nfe += self.denoiser.calls(t)
+        post = self.ask(x, t, self.embedded)
+        if self.reuse:
+            self.last = (x, post)
+        return post
+
+
+def _walk(
+    answers: _Answers,
+    plan: Plan,
+    solver: Solver,
+    x: Tensor,
+    constraints: Sequence[Constraint],
+    noise: NoiseSource,
+    callback: Callable[[Snapshot], None] | None,
+    keep: bool,
+) -> list[Tensor]:
+    """Run the entries of the plan; return all states at grid times where `keep`, else the last alone."""
+    states, memory, opened = [x], Memory(), False
+    for entry in plan.entries:
+        if not opened:
+            x = _enter(constraints, x, entry.t, entry.step, noise)
+            opened = True
+        z = solver.draw(entry, x, noise)
+        if isinstance(entry, Renoise):
+            assert z is not None
+            x, memory = x * entry.scale + z * entry.std, Memory()
+            continue
+        if not solver.idle(entry, x):
+            post = answers(x, entry.t)
+            for constraint in constraints:
+                post = constraint.correct(post, x, entry.t, entry.s)
+            own = _own_state(answers.denoiser.process, x, post, entry)
+            x, memory = solver.step(entry, own, post, memory, z)
+            if callback is not None:
+                callback(Snapshot(entry.step, entry.t, x, post))
+        if entry.closes:
+            x, memory = _leave(constraints, x, entry, memory, noise)
+            states = [*states, x] if keep else [x]
+            opened = False
+    return states
+
+
+def _own_state(process: Any, x: Tensor, post: Any, stage: Stage) -> Tensor:
+    """A posterior with a noise of its own stands for another state, alpha mean + sigma eps; frozen elements stay."""
+    if getattr(post, "eps", None) is None:
+        return x
+    own = process.corrupt(post.mean, stage.t, post.eps)
+    return own if stage.frozen is None else torch.where(stage.frozen, x, own)
+
+
+def _enter(constraints: Sequence[Constraint], x: Tensor, t: Time, step: int, noise: NoiseSource) -> Tensor:
+    for constraint in constraints:
+        x = constraint.enter(x, t, step, noise)
+    return x
+
+
+def _leave(
+    constraints: Sequence[Constraint], x: Tensor, stage: Stage, memory: Memory, noise: NoiseSource
+) -> tuple[Tensor, Memory]:
+    for constraint in constraints:
+        x, edited = constraint.leave(x, stage.s, stage.step, noise)
+        memory = Memory() if edited else memory
+    return x, memory
+
+
+def _first_state(
+    process: GaussianProcess | CategoricalProcess,
+    noise: NoiseSource,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    start: Tensor | None,
+    grid: Tensor | None,
+) -> Tensor:
+    if start is not None:
+        if tuple(start.shape[1:]) != tuple(shape):
+            raise PlanError(f"start has item shape {tuple(start.shape[1:])}; the model's items are {tuple(shape)}.")
+        return start if isinstance(process, CategoricalProcess) else start.to(dtype)
+    first = 1.0 if grid is None else float(torch.as_tensor(grid)[0].min())
+    try:
+        if isinstance(process, GaussianProcess):
+            return process.prior(noise.normal("init", 0, shape, dtype), first)
+        if first == 1.0:
+            return process.prior(noise.uniform("init", 0, shape))
+    except ValueError as error:
+        raise PlanError(f"{error} Give start, the noisy data at the grid's first times.") from error
+    raise PlanError(f"the grid starts at t={first}, where tokens are partly data; give start, the noisy tokens there.")
+
+
+def _check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:
+    """Refuse what is no data; categorical draws from weights that are NaN leave ids beyond the classes."""
+    sound = x < process.classes if isinstance(process, CategoricalProcess) else x.isfinite()
+    if not bool(sound.all()):
+        bad, what = int((~sound).flatten(1).any(1).sum()), "finite" if x.is_floating_point() else "made of data classes"
+        raise UndiffuseError(
+            f"{bad} of {len(x)} samples are not {what} after {nfe} evaluations; the network's output overflowed. "
+            "Check the weights, use dtype=float32 or more, or look at each step with callback=."
+        )

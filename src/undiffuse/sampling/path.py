@@ -1,0 +1,82 @@
+"""`Path`: a grid seen as steps, with the schedule's levels along it looked up once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from undiffuse.process.gaussian import GaussianProcess
+
+
+class Path:
+    """Start and end of every step, and what the schedule says there, float64 (K,) or (K, B, F).
+
+    Args:
+        process: Gaussian process.
+        grid: Checked grid, (K+1,) or (K+1, B, F).
+    """
+
+    def __init__(self, process: GaussianProcess, grid: Tensor) -> None:
+        self.process = process
+        self.grid = grid
+        self.t, self.s = grid[:-1], grid[1:]
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        return self.process.schedule.levels(self.grid)
+
+    @cached_property
+    def _half_logsnr(self) -> Tensor:
+        alpha, sigma = self._levels
+        return torch.log(alpha) - torch.log(sigma)
+
+    @property
+    def alpha_t(self) -> Tensor:
+        """Signal scale at the start of each step."""
+        return self._levels[0][:-1]
+
+    @property
+    def alpha_s(self) -> Tensor:
+        """Signal scale at its end."""
+        return self._levels[0][1:]
+
+    @property
+    def sigma_t(self) -> Tensor:
+        """Noise scale at the start of each step."""
+        return self._levels[1][:-1]
+
+    @property
+    def sigma_s(self) -> Tensor:
+        """Noise scale at its end."""
+        return self._levels[1][1:]
+
+    @property
+    def half_logsnr_t(self) -> Tensor:
+        """Half log-SNR at the start of each step."""
+        return self._half_logsnr[:-1]
+
+    @property
+    def h(self) -> Tensor:
+        """Rise of half log-SNR in each step."""
+        return self._half_logsnr.diff(dim=0)
+
+    def past(self, memory: int) -> list[Tensor]:
+        """Half log-SNR at the start of the `memory` moving steps before each step, newest first; NaN for none.
+
+        A frozen element keeps its history: its earlier steps are those in which it moved.
+        """
+        if self.grid.ndim == 1:
+            none = self.grid.new_full((memory,), torch.nan)
+            padded = torch.cat([none, self.half_logsnr_t])
+            return [padded[memory - 1 - age : len(padded) - 1 - age] for age in range(memory)]
+        moved = self.t > self.s
+        recent = [torch.full_like(self.t[0], torch.nan)] * memory
+        rows: list[list[Tensor]] = [[] for _ in range(memory)]
+        for k in range(len(moved)):
+            for slot, value in zip(rows, recent, strict=True):
+                slot.append(value)
+            shifted = [self.half_logsnr_t[k], *recent[:-1]]
+            recent = [torch.where(moved[k], new, old) for new, old in zip(shifted, recent, strict=True)]
+        return [torch.stack(slot) for slot in rows]

@@ -1,0 +1,127 @@
+"""Plans: everything about a sampling run that does not depend on the network, computed once in float64.
+
+Entries are never changed once planned; they are not frozen dataclasses only because those take three times as long
+to make, which a run of 50 cheap steps would notice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.process.times import Time, align
+
+Coefficient = float | Tensor
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One evaluation of the denoiser, and what is done with it.
+
+    Args:
+        step: Which grid step it belongs to.
+        t: Where the denoiser is asked.
+        s: Where the state stands afterwards.
+        closes: Whether the grid step ends here.
+        frozen: Mask of elements with s = t, which keep their state bit for bit; None where all move.
+    """
+
+    step: int
+    t: Time
+    s: Time
+    closes: bool = True
+    frozen: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class AffineStage(Stage):
+    """A stage of the shared affine rule
+
+        x = start * x_start + state * x + sum_i means_i D_i + sum_j past_j (D_past_j - D_now) + noise * z.
+
+    Args:
+        state: Factor of the current state.
+        means: Factors of the posterior means met in this step, oldest first, the current one last.
+        start: Factor of the state at the beginning of the step; None where that is the current state.
+        past: `past[m - 1]` holds the factors of the m newest remembered means, newest first. Memory enters as a
+            difference, so where nothing is remembered the rest is a first-order step by itself.
+        noise: Standard deviation of fresh noise; None for none.
+    """
+
+    state: Coefficient
+    means: tuple[Coefficient, ...]
+    start: Coefficient | None = None
+    past: tuple[tuple[Coefficient, ...], ...] = ()
+    noise: Coefficient | None = None
+
+
+@dataclass(kw_only=True)
+class Renoise:
+    """Going up: x = scale * x + std * z takes the state from `t` to `s` >= t, and memory is cleared."""
+
+    step: int
+    t: Time
+    s: Time
+    scale: Coefficient
+    std: Coefficient
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries of a run in order.
+
+    Args:
+        entries: Stages and renoise entries.
+        grid: The grid they came from.
+        memory: How many past means a stage can use.
+    """
+
+    entries: tuple[Stage | Renoise, ...]
+    grid: Tensor
+    memory: int = 0
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The entries that ask the denoiser."""
+        return [entry for entry in self.entries if isinstance(entry, Stage)]
+
+    @property
+    def evaluations(self) -> int:
+        """How often the denoiser is asked."""
+        return len(self.stages)
+
+    def to(self, x: Tensor) -> Plan:
+        """Return the plan with tensor coefficients on the device and in the dtype of `x`, aligned to it."""
+        if self.grid.ndim == 1:
+            return self
+        return replace(self, entries=tuple(_entry_to(entry, x) for entry in self.entries))
+
+
+def row_time(row: Tensor) -> Time:
+    """Turn one row of a grid into a time that denoisers take: a float, (B,), (1, F) or (B, F)."""
+    if row.ndim == 0 or row.numel() == 1:
+        return float(row)
+    return row[:, 0] if row.shape[1] == 1 else row
+
+
+def _entry_to(entry: Stage | Renoise, x: Tensor) -> Any:
+    changed: dict[str, Any] = {}
+    for f in fields(entry):
+        value = getattr(entry, f.name)
+        changed[f.name] = (
+            value.to(x.device) if f.name in ("t", "s") and isinstance(value, Tensor) else _value_to(value, x)
+        )
+    return replace(entry, **{name: value for name, value in changed.items() if value is not getattr(entry, name)})
+
+
+def _value_to(value: Any, x: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_value_to(v, x) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    # Coefficients take the dtype of a floating state; masks, positions and rates of tokens keep their own.
+    own = value.dtype == torch.bool or not x.is_floating_point()
+    return align(value.to(x.device, value.dtype if own else x.dtype), x)

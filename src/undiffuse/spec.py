@@ -1,0 +1,127 @@
+"""`DataSpec`: what one item of data is, in which units. It travels with data sets and models.
+
+Files hold data in *data units* (bytes 0..255, centimetres, token ids); networks want *model units*
+(about [-1, 1], or zero mean and unit variance). `to_model` and `from_model` are the only border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["image", "video", "volume", "signal", "vector", "tokens"]
+_AXES: dict[str, str] = {
+    "image": "(C, H, W)",
+    "video": "(F, C, H, W)",
+    "volume": "(C, D, H, W)",
+    "signal": "(C, N)",
+    "vector": "(D,)",
+    "tokens": "(L,)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Kind, shape and units of one data item.
+
+    Args:
+        kind: What the axes mean.
+        shape: Shape of one item: (C, H, W), (F, C, H, W), (C, D, H, W), (C, N), (D,) or (L,).
+        range: Bounds of the data at the border, mapped linearly to [-1, 1]; None where unbounded.
+        classes: Names of the labels, in order of their number.
+        vocabulary: For tokens: what each id stands for.
+        mean: Per-feature mean of unbounded data, over the channel axis (or the vector's axis); empty for 0.
+        std: Per-feature standard deviation, likewise; empty for 1.
+        cond: Vector conditions beside the label: name -> width.
+
+    Raises:
+        ValueError: The shape does not fit the kind, or a range is empty.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    range: tuple[float, float] | None = None
+    classes: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    cond: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind={self.kind!r} is unknown; choose one of {', '.join(get_args(Kind))}.")
+        axes = _AXES[self.kind]
+        if len(self.shape) != axes.count(",") + (not axes.endswith(",)")):
+            raise ValueError(
+                f"shape={self.shape} does not fit kind {self.kind!r}; expected {axes} of one item, without the batch."
+            )
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"shape={self.shape} has an empty axis; every size must be at least 1.")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range={self.range} is empty; give (low, high) with low < high.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values but the data has {self.channels} channels.")
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether items are token ids."""
+        return self.kind == "tokens"
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the channels in one item: 1 for video, else 0."""
+        return 1 if self.kind == "video" else 0
+
+    @property
+    def channels(self) -> int:
+        """Number of channels (of features, for a vector)."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def categories(self) -> int:
+        """Number of token classes K; 0 for continuous data."""
+        return len(self.vocabulary)
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Convert data units to model units; token ids pass. `x` is (B, *shape)."""
+        if self.is_discrete:
+            return x
+        x = x.float() if not x.is_floating_point() else x
+        if self.range is not None:
+            low, high = self.range
+            return (x - low) * (2.0 / (high - low)) - 1.0
+        mean, std = self._scaling(x)
+        return (x - mean) / std
+
+    def from_model(self, x: Tensor) -> Tensor:
+        """Convert model units to data units, clipped to `range` where there is one. `x` is (B, *shape)."""
+        if self.is_discrete:
+            return x
+        if self.range is not None:
+            low, high = self.range
+            return ((x + 1.0) * (0.5 * (high - low)) + low).clamp(low, high)
+        mean, std = self._scaling(x)
+        return x * std + mean
+
+    def _scaling(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        layout = [1] * x.ndim
+        layout[self.channel_axis + 1] = -1
+        mean = x.new_tensor(self.mean or (0.0,)).view(layout)
+        std = x.new_tensor(self.std or (1.0,)).view(layout)
+        return mean, std
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> DataSpec:
+        """Rebuild a spec from `to_json`."""
+        fixed: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**fixed)

@@ -1,0 +1,28 @@
+"""Floor 4: objectives, laws of time, weights, the trainer, and what a run writes."""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "CategoricalELBO": "undiffuse.training.categorical:CategoricalELBO",
+        "DenoisingObjective": "undiffuse.training.denoising:DenoisingObjective",
+        "FrameTimes": "undiffuse.training.time_samplers:FrameTimes",
+        "Losses": "undiffuse.training.objectives:Losses",
+        "LossWeight": "undiffuse.training.weights:LossWeight",
+        "MaskedELBO": "undiffuse.training.categorical:MaskedELBO",
+        "Objective": "undiffuse.training.objectives:Objective",
+        "Plan": "undiffuse.training.plan:Plan",
+        "PowerEMA": "undiffuse.training.ema:PowerEMA",
+        "Recipe": "undiffuse.training.recipe:Recipe",
+        "Run": "undiffuse.training.train:Run",
+        "TimeSampler": "undiffuse.training.time_samplers:TimeSampler",
+        "TrainOptions": "undiffuse.training.options:TrainOptions",
+        "Trainer": "undiffuse.training.trainer:Trainer",
+        "choose_recipe": "undiffuse.training.recipe:choose_recipe",
+        "make_objective": "undiffuse.training.build:make_objective",
+        "plan": "undiffuse.training.plan:plan",
+        "read_log": "undiffuse.training.log:read_log",
+        "train": "undiffuse.training.train:train",
+    },
+)

@@ -1,0 +1,83 @@
+"""From a recipe's options to a denoiser and its objective."""
+
+from __future__ import annotations
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.errors import ConfigError
+from undiffuse.networks.build import build_network
+from undiffuse.networks.options import TransformerOptions
+from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.keep import make_keep
+from undiffuse.process.options import CategoricalOptions, GaussianOptions
+from undiffuse.process.registry import make_schedule
+from undiffuse.spec import DataSpec
+from undiffuse.training.categorical import CategoricalELBO, MaskedELBO, categorical_process
+from undiffuse.training.denoising import gaussian_process, make_denoising, parametrisation
+from undiffuse.training.objectives import Objective
+from undiffuse.training.options import CategoricalELBOOptions, DenoisingOptions, MaskedELBOOptions
+from undiffuse.training.recipe import Recipe
+
+ObjectiveOptions = DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions
+
+
+def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) -> GaussianProcess | CategoricalProcess:
+    """Build the process for the data that `spec` describes."""
+    if isinstance(options, GaussianOptions):
+        return GaussianProcess(make_schedule(options.schedule, **options.schedule_options))
+    return CategoricalProcess(options.corruption, spec.categories, make_keep(options.keep), options.mask_share)
+
+
+def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser:
+    """Build a freshly initialised denoiser on the CPU; its weights follow from `train.seed`.
+
+    Raises:
+        ConfigError: Network or process do not fit the data.
+    """
+    if spec.is_discrete != isinstance(recipe.process, CategoricalOptions):
+        recipe_name = "text" if spec.is_discrete else "image or vector"
+        raise ConfigError(f"process={recipe.process.kind} does not fit {spec.kind} data; use recipe {recipe_name}.")
+    process = make_process(recipe.process, spec)
+    states = process.states if isinstance(process, CategoricalProcess) else None
+    try:
+        network = build_network(recipe.model, spec, states=states, seed=recipe.train.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if isinstance(process, CategoricalProcess):
+        timed = isinstance(recipe.model, TransformerOptions) and recipe.model.time_dependent
+        return CategoricalDenoiser(network, process, spec=spec, time_dependent=timed)
+    assert isinstance(recipe.process, GaussianOptions)
+    return NetworkDenoiser(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+
+
+def make_objective(options: ObjectiveOptions, denoiser: Denoiser) -> Objective:
+    """Build the objective for a denoiser.
+
+    Raises:
+        ConfigError: It does not fit the denoiser's process or data.
+    """
+    try:
+        if isinstance(options, DenoisingOptions):
+            process = gaussian_process(denoiser)
+            _check_frames(options, denoiser)
+            return make_denoising(options, process.schedule, parametrisation(denoiser)[1])
+        categorical = categorical_process(denoiser)
+    except ValueError as error:
+        raise ConfigError(f"objective={options.kind}: {error}") from error
+    if isinstance(options, CategoricalELBOOptions):
+        return CategoricalELBO(options.levels, drop=options.drop)
+    if categorical.kind != "absorbing":
+        raise ConfigError(
+            f"objective=masked-elbo needs process.corruption=absorbing, not {categorical.kind}; use "
+            f"objective=categorical-elbo."
+        )
+    return MaskedELBO(options.sampling, drop=options.drop)
+
+
+def _check_frames(options: DenoisingOptions, denoiser: Denoiser) -> None:
+    if options.p_async and (denoiser.spec is None or denoiser.spec.kind != "video"):
+        raise ValueError(
+            f"p_async={options.p_async} gives frames times of their own, but this data has no frames; set it to 0."
+        )

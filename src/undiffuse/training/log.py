@@ -1,0 +1,64 @@
+"""`log.jsonl`: one JSON object a line, appended in whole lines, cut back to the checkpoint on resumption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from undiffuse.training.checkpoints import disk_errors
+
+
+class RunLog:
+    """Appends rows to a JSONL file; every row has the "step" it belongs to.
+
+    Args:
+        path: The file.
+        step: Steps done so far; rows of later steps, written after the checkpoint, are removed.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [row for row in read_log(path) if row["step"] <= step]
+        with disk_errors("log", path.parent):
+            temporary = path.with_suffix(".writing")
+            temporary.write_text(_lines(kept))
+            os.replace(temporary, path)
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Write rows and flush them.
+
+        Raises:
+            TrainingError: The disk is full or not writable.
+        """
+        with disk_errors("log", self.path.parent), self.path.open("a") as file:
+            file.write(_lines(rows))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log, or none where there is no file; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(_plain(row)) + "\n" for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

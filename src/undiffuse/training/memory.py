@@ -1,0 +1,97 @@
+"""How many parameters and how much memory a training step needs, found without allocating any of it.
+
+The network is built and run on fake tensors, which have shapes and no data; every tensor that autograd would keep
+for the backward pass is counted once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from undiffuse.data.memory import free_bytes
+from undiffuse.errors import TrainingError
+from undiffuse.networks.build import build_network
+from undiffuse.process.options import CategoricalOptions
+from undiffuse.spec import DataSpec
+from undiffuse.training.recipe import Recipe
+
+_BACKWARD_SHARE = 1.3  # gradients of activations and workspace, beside what forward keeps
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters of the network, and bytes that training it takes beside the data."""
+
+    parameters: int
+    bytes: int
+
+
+def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
+    """Return the size of a recipe's network on this data, and its memory in training.
+
+    Weights, gradients and two moments in float32, one copy per average, and what a forward pass of one part of a
+    batch keeps for the backward pass.
+    """
+    rows = max(1, recipe.train.batch_size // recipe.train.accumulate // processes)
+    with FakeTensorMode():
+        network = build_network(recipe.model, spec, states=_states(recipe, spec)).eval()
+        parameters = sum(p.numel() for p in network.parameters())
+        kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
+    share = 0.5 if recipe.train.precision == "bfloat16" else 1.0
+    copies = 4 + len(recipe.train.ema)
+    return Footprint(parameters, int(4 * parameters * copies + _BACKWARD_SHARE * share * kept))
+
+
+def require_training_memory(need: Footprint, device: torch.device) -> None:
+    """Refuse a run that would not fit.
+
+    Raises:
+        TrainingError: The footprint exceeds what is free on the device.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
+    if free is not None and need.bytes > free:
+        raise TrainingError(
+            f"training needs about {human_bytes(need.bytes)} but {human_bytes(free)} are free; lower train.batch_size, "
+            f"raise train.accumulate, or make the network smaller (model.channels, model.width)."
+        )
+
+
+def human_bytes(size: float) -> str:
+    """Return a size as people write it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _saved_bytes(network: nn.Module, x: Tensor, level: Tensor) -> int:
+    sizes: dict[int, int] = {}
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    alive: list[Tensor] = []  # keeps storages alive, so that no address is used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            sizes[storage._cdata] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(x, level, None)
+    return sum(sizes.values())
+
+
+def _inputs(spec: DataSpec, rows: int) -> Tensor:
+    dtype = torch.int64 if spec.is_discrete else torch.float32
+    return torch.zeros(rows, *spec.shape, dtype=dtype)
+
+
+def _states(recipe: Recipe, spec: DataSpec) -> int | None:
+    if not isinstance(recipe.process, CategoricalOptions):
+        return None
+    return spec.categories + (recipe.process.corruption != "uniform")

@@ -1,0 +1,56 @@
+"""What a run is about to do, in lines for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from undiffuse.data import Dataset
+from undiffuse.errors import ConfigError
+from undiffuse.training.memory import Footprint, footprint, human_bytes
+from undiffuse.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lines for people, and the figures in them."""
+
+    lines: tuple[str, ...]
+    footprint: Footprint
+
+
+def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1) -> Plan:
+    """Return the plan of a run: what was seen, network, objective, steps, memory.
+
+    Args:
+        recipe: Resolved recipe.
+        dataset: The training part.
+        held_out: Number of items held out.
+        processes: Data-parallel processes.
+
+    Raises:
+        ConfigError: The network does not fit the data.
+    """
+    try:
+        need = footprint(recipe, dataset.spec, processes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    train = recipe.train
+    epochs = train.steps * train.batch_size / max(1, len(dataset))
+    lines = (
+        *(f"data     {line}" for line in dataset.summary()),
+        *([f"held out {held_out} items"] if held_out else []),
+        f"network  {recipe.model.kind}, {need.parameters:,} parameters",
+        f"process  {_process(recipe)}, objective {recipe.objective.kind}",
+        f"steps    {train.steps:,} of {train.batch_size} items ({epochs:.3g} passes over the data), rate {train.lr:g}",
+        f"memory   about {human_bytes(need.bytes)} beside the data; {torch.get_num_threads()} thread(s)",
+    )
+    return Plan(lines, need)
+
+
+def _process(recipe: Recipe) -> str:
+    process = recipe.process
+    if process.kind == "gaussian":
+        return f"{process.schedule} schedule, predicts {process.prediction}"
+    return f"{process.corruption} tokens, {process.keep} schedule"

@@ -1,0 +1,125 @@
+"""`Recipe`: everything a run depends on, as one tree of options; and choosing a shipped one. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.config import load_yaml, resolve, to_dict
+from undiffuse.data.options import DataOptions
+from undiffuse.errors import ConfigError
+from undiffuse.networks.options import MLPOptions, TransformerOptions, UNetOptions
+from undiffuse.process.options import CategoricalOptions, GaussianOptions
+from undiffuse.sampling.options import SampleOptions
+from undiffuse.training.options import (
+    RUNTIME_KEYS,
+    CategoricalELBOOptions,
+    DenoisingOptions,
+    MaskedELBOOptions,
+    TrainOptions,
+)
+
+if TYPE_CHECKING:
+    from undiffuse.spec import DataSpec
+
+RECIPES = ("digits", "image", "vector", "text")
+"""Names of the recipes shipped in the package's `recipes` folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Data, network, process, objective, training and sampling of one run."""
+
+    data: DataOptions = field(default_factory=DataOptions, metadata={"help": "what to train on"})
+    model: UNetOptions | MLPOptions | TransformerOptions = field(
+        default_factory=UNetOptions, metadata={"help": "the network"}
+    )
+    process: GaussianOptions | CategoricalOptions = field(
+        default_factory=GaussianOptions, metadata={"help": "how data turns into noise"}
+    )
+    objective: DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions = field(
+        default_factory=DenoisingOptions, metadata={"help": "the loss"}
+    )
+    train: TrainOptions = field(default_factory=TrainOptions, metadata={"help": "how long and how"})
+    sample: SampleOptions = field(default_factory=SampleOptions, metadata={"help": "how the model samples by default"})
+
+    def __post_init__(self) -> None:
+        tokens = isinstance(self.process, CategoricalOptions)
+        if tokens != isinstance(self.model, TransformerOptions):
+            raise ValueError(
+                f"model={self.model.kind} does not go with process={self.process.kind}; token data take "
+                f"model=transformer with process=categorical, all other data model=unet or mlp with process=gaussian."
+            )
+        if tokens == isinstance(self.objective, DenoisingOptions):
+            fitting = "masked-elbo or categorical-elbo" if tokens else "denoising"
+            raise ValueError(
+                f"objective={self.objective.kind} does not go with process={self.process.kind}; use {fitting}."
+            )
+        self._check_time()
+
+    def _check_time(self) -> None:
+        corruption = getattr(self.process, "corruption", "absorbing")
+        if corruption != "absorbing" and not getattr(self.model, "time_dependent", True):
+            raise ValueError(
+                f"process.corruption={corruption} needs model.time_dependent=true: its noise looks like data."
+            )
+
+
+def recipe_layer(recipe: str | Path) -> dict[str, Any]:
+    """Return a shipped recipe, or a YAML file, as a layer for `resolve`.
+
+    Raises:
+        ConfigError: Neither a recipe's name nor a file.
+    """
+    name = str(recipe)
+    if name in RECIPES:
+        with resources.as_file(resources.files("undiffuse") / "recipes" / f"{name}.yaml") as path:
+            return load_yaml(path)
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return load_yaml(name)
+    raise ConfigError(f"recipe {name!r} is neither a YAML file nor one of {', '.join(RECIPES)}{_nearest(name)}.")
+
+
+def choose_recipe(spec: DataSpec) -> str:
+    """Return the name of the shipped recipe that fits the data."""
+    return {"tokens": "text", "vector": "vector"}.get(spec.kind, "image")
+
+
+def override_layers(overrides: Sequence[str] = (), **options: Any) -> list[dict[str, Any] | list[str]]:
+    """Return layers for `resolve` from "group.key=value" texts and keyword options.
+
+    A keyword is a group (`train={"steps": 10}`, `model="unet"`), or the bare name of an option of `train`
+    (`steps=10`); anything else is left to `resolve`, whose error names the nearest key.
+    """
+    training = set(TrainOptions.__dataclass_fields__)
+    groups = set(Recipe.__dataclass_fields__)
+    keyed = {f"train.{key}" if key in training and key not in groups else key: value for key, value in options.items()}
+    return [layer for layer in (keyed, list(overrides)) if layer]
+
+
+def changed_keys(old: dict[str, Any], new: Recipe) -> list[str]:
+    """Return "key: old -> new" for what differs between a run's recipe and another, runtime keys aside."""
+    before, after = _flat(to_dict(resolve(Recipe, old))), _flat(to_dict(new))
+    keys = sorted(before.keys() | after.keys())
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key) and key not in RUNTIME_KEYS
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, RECIPES, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

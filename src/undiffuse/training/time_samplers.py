@@ -1,0 +1,231 @@
+r"""Laws of the training times, as quantile functions of keyed uniforms.
+
+A law is a map `t = Q(u)` with its slope `|dQ/du| = 1 / p(t)`, the importance factor that turns an average
+under the law into an average under uniform times. Stratification acts on the uniforms, so it serves every law;
+independent times per frame (`FrameTimes`) are the same map on more uniforms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.noise import NoiseSource
+from undiffuse.process.schedules import Schedule
+
+_EDGE = 2.0**-54  # uniforms have 53 bits; half a unit keeps the normal quantile finite at 0
+
+
+class Times(NamedTuple):
+    """Times float64 (B,) or (B, F), and 1 / density at each."""
+
+    t: Tensor
+    importance: Tensor
+
+
+class TimeLaw(Protocol):
+    """A law of times."""
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms in [0, 1), float64 of any shape, to times."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """Uniform on [t_min, t_max], where `half_logsnr` is finite."""
+
+    schedule: Schedule
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms to times."""
+        width = self.schedule.t_max - self.schedule.t_min
+        return Times(self.schedule.t_min + width * u, torch.full_like(u, width))
+
+
+@dataclass(frozen=True)
+class LogitNormalTimes:
+    """t = sigmoid(mean + std n). Source: Esser et al. 2024, arXiv:2403.03206 (0, 1); MeanFlow uses (-0.4, 1)."""
+
+    schedule: Schedule
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms to times."""
+        n = _normal_quantile(u)
+        t = torch.sigmoid(self.mean + self.std * n)
+        slope = t * (1 - t) * self.std * _normal_quantile_slope(n)
+        return _inside(self.schedule, t, slope)
+
+
+@dataclass(frozen=True)
+class LogNormalTimes:
+    """ln rho ~ N(mean, std^2) with rho = sigma / alpha. Source: Karras et al. 2022, arXiv:2206.00364 (-1.2, 1.2)."""
+
+    schedule: Schedule
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms to times."""
+        n = _normal_quantile(u)
+        schedule = self.schedule
+        t = schedule.time(-(self.mean + self.std * n))
+        rate = schedule.sigma_slope(t) / schedule.sigma(t) - schedule.alpha_slope(t) / schedule.alpha(t)
+        return _inside(schedule, t, self.std * _normal_quantile_slope(n) / rate)
+
+
+@dataclass(frozen=True)
+class ModeTimes:
+    """t = 1 - u - s (cos^2(pi u / 2) - 1 + u). Source: Esser et al. 2024, eq. 20 (s = 1.29)."""
+
+    schedule: Schedule
+    scale: float = 1.29
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms to times."""
+        t = 1 - u - self.scale * (torch.cos(0.5 * math.pi * u) ** 2 - 1 + u)
+        slope = 1 + self.scale * (1 - 0.5 * math.pi * torch.sin(math.pi * u))
+        return _inside(self.schedule, t, slope)
+
+
+class ImportanceTimes(nn.Module):
+    """Times drawn by bin in proportion to the running sqrt(E[L^2]) of the bin's loss.
+
+    Uniform until every bin holds `memory` losses. The losses must be divided by the law's density
+    (multiplied by `importance`); `update` takes them before that. State: two buffers, saved with a run.
+
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3.
+    """
+
+    losses: Tensor
+    seen: Tensor
+
+    def __init__(self, schedule: Schedule, bins: int = 100, memory: int = 10, floor: float = 1e-3) -> None:
+        super().__init__()
+        self.schedule, self.bins, self.memory, self.floor = schedule, bins, memory, floor
+        self.register_buffer("losses", torch.zeros(bins, memory, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(bins, dtype=torch.int64))
+
+    def probabilities(self) -> Tensor:
+        """Return the probability of each bin, float64 (bins,); `floor` of it stays uniform."""
+        size = self.losses.square().mean(1).sqrt()
+        warm = (self.seen >= self.memory).all() & (size.sum() > 0)
+        size = torch.where(warm, size, torch.ones_like(size))
+        return (1 - self.floor) * size / size.sum() + self.floor / self.bins
+
+    def importance_at(self, t: Tensor) -> Tensor:
+        """Return 1 / density at times `t`."""
+        return (self.schedule.t_max - self.schedule.t_min) / (self.bins * self.probabilities()[self._bin(t)])
+
+    def forward(self, u: Tensor) -> Times:
+        """Map uniforms to times through the piecewise linear quantile function."""
+        p = self.probabilities()
+        edges = torch.cat((p.new_zeros(1), p.cumsum(0)))
+        bin = (torch.searchsorted(edges, u.contiguous(), right=True) - 1).clamp(0, self.bins - 1)
+        slope = 1 / (self.bins * p[bin])
+        unit = bin.double() / self.bins + (u - edges[bin]) * slope
+        low, high = self.schedule.t_min, self.schedule.t_max
+        return Times((low + (high - low) * unit).clamp(low, high), slope * (high - low))
+
+    @torch.no_grad()
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Put per-sample losses (B,) at times (B,) into their bins; each bin keeps the last `memory`."""
+        bin = self._bin(t)
+        order = torch.argsort(bin, stable=True)
+        bin, values = bin[order], losses.double()[order]
+        count = torch.bincount(bin, minlength=self.bins)
+        rank = torch.arange(len(bin), device=bin.device) - (count.cumsum(0) - count)[bin]
+        recent = rank >= count[bin] - self.memory  # earlier ones would be overwritten in the same batch
+        slot = (self.seen[bin] + rank) % self.memory
+        self.losses[bin[recent], slot[recent]] = values[recent]
+        self.seen += count
+
+    def _bin(self, t: Tensor) -> Tensor:
+        low, high = self.schedule.t_min, self.schedule.t_max
+        return ((t - low) / (high - low) * self.bins).long().clamp(0, self.bins - 1)
+
+
+class TimeSampler:
+    """Draws the times of a batch from keyed noise.
+
+    Args:
+        law: Quantile function of the times.
+        stratified: Spread the uniforms of a batch: u_i = (u_0 + i / B) mod 1.
+    """
+
+    def __init__(self, law: TimeLaw, stratified: bool = True) -> None:
+        self.law, self.stratified = law, stratified
+
+    def draw(self, noise: NoiseSource, batch_size: int, frames: int = 0) -> Times:
+        """Return times (N,), or (N, F) all equal along F where `frames` is F.
+
+        Args:
+            noise: Source of N rows, a whole number of batches.
+            batch_size: Rows that are stratified together.
+            frames: Number F of frames that share each time; 0 for times (N,).
+        """
+        u = noise.uniform("time", 0, ())
+        times = self.law(stratify(u, batch_size) if self.stratified else u)
+        return Times(*(part[:, None].expand(-1, frames) for part in times)) if frames else times
+
+
+class FrameTimes(TimeSampler):
+    """One time per clip with probability 1 - p_async, else independent times per frame (PTSS).
+
+    With p_async = 0 it draws what `TimeSampler` draws, bit for bit.
+
+    Args:
+        base: Sampler of the shared times; its law is the marginal law of every frame.
+        p_async: Probability of independent times.
+        per: One coin per "clip" (as in the paper) or per "batch" (as in its code).
+
+    Source: Liu et al. 2024, "Redefining temporal modeling in video diffusion", arXiv:2410.03160, section 3.
+    """
+
+    def __init__(self, base: TimeSampler, p_async: float = 0.2, per: Literal["clip", "batch"] = "clip") -> None:
+        super().__init__(base.law, base.stratified)
+        self.p_async, self.per = p_async, per
+
+    def draw(self, noise: NoiseSource, batch_size: int, frames: int = 0) -> Times:
+        """Return times (N, F)."""
+        shared = super().draw(noise, batch_size, frames)
+        if not self.p_async:
+            return shared
+        coin = noise.uniform("time", 1, ())
+        if self.per == "batch":
+            coin = coin.view(-1, batch_size)[:, :1].expand(-1, batch_size).reshape(-1)
+        own = self.law(noise.uniform("time", 2, (frames,)))
+        apart = (coin < self.p_async)[:, None]
+        return Times(*(torch.where(apart, a, b) for a, b in zip(own, shared, strict=True)))
+
+
+def stratify(u: Tensor, batch_size: int) -> Tensor:
+    """Return (u_0 + i / B) mod 1 within each run of `batch_size` rows; each value stays uniform.
+
+    Args:
+        u: Uniforms, float64 (N,), N a multiple of `batch_size`.
+        batch_size: B.
+    """
+    first = u.view(-1, batch_size)[:, :1]
+    offsets = torch.arange(batch_size, dtype=u.dtype, device=u.device) / batch_size
+    return ((first + offsets) % 1.0).reshape(-1)
+
+
+def _inside(schedule: Schedule, t: Tensor, slope: Tensor) -> Times:
+    """Bring times beyond [t_min, t_max] to the nearer end; they are no part of an average under uniform times."""
+    inside = (t > schedule.t_min) & (t < schedule.t_max)
+    return Times(t.clamp(schedule.t_min, schedule.t_max), torch.where(inside, slope, 0.0))
+
+
+def _normal_quantile(u: Tensor) -> Tensor:
+    return torch.special.ndtri(u + _EDGE)
+
+
+def _normal_quantile_slope(n: Tensor) -> Tensor:
+    return math.sqrt(2 * math.pi) * torch.exp(0.5 * n * n)

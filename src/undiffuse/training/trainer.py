@@ -1,0 +1,348 @@
+"""The training loop: batches in, weights out; logs, previews, checkpoints and stops on the way.
+
+A step is: corrupted rows, forward and backward (in parts), one fused clip-and-update, the averages, one append to
+the log window. Nothing in it waits for the device. Everything written is a function of the recipe and of the
+number of steps done, timings excepted.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.errors import TrainingError
+from undiffuse.events import Advanced, Listener, Message, silent
+from undiffuse.noise import KeyedNoise
+from undiffuse.training.checkpoints import Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
+from undiffuse.training.devices import Devices, Scoring
+from undiffuse.training.log import RunLog
+from undiffuse.training.objectives import Corrupted, Objective
+from undiffuse.training.optimizer import ClippedStep, learning_rate
+from undiffuse.training.options import TrainOptions
+from undiffuse.training.state import TrainingState
+from undiffuse.training.stop import StopRequest
+from undiffuse.training.stream import BatchStream
+
+if TYPE_CHECKING:
+    from undiffuse.data import Dataset
+
+Hook = Callable[[Denoiser, int], None]
+_TASK = "train"
+_REPORT_SECONDS = 0.25
+_ESTIMATE_AFTER = 20  # steps
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training loop ended: steps done, and whether that was all of them."""
+
+    step: int
+    finished: bool
+
+
+class Trainer:
+    """Trains a denoiser into a folder, from its newest checkpoint if it has one.
+
+    Args:
+        denoiser: What to train, on the CPU; it is moved to the device.
+        objective: Its loss.
+        dataset: Training items.
+        options: How to train.
+        folder: An existing folder for `log.jsonl` and `checkpoints/`.
+        publish: Called with (averaged denoiser, step) at every checkpoint, to write the model.
+        preview: Called likewise every `preview_every` steps.
+        listener: Hears `Advanced` and `Message`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        dataset: Dataset,
+        options: TrainOptions,
+        folder: Path,
+        *,
+        publish: Hook | None = None,
+        preview: Hook | None = None,
+        listener: Listener = silent,
+        devices: Devices | None = None,
+    ) -> None:
+        self.devices = devices or Devices(options)
+        self.options, self.folder, self.listener = options, folder, listener
+        self.publish, self.preview = publish, preview
+        self.denoiser = denoiser.to(self.devices.device).train()
+        self.objective = objective.to(self.devices.device)
+        if objective.adapts and self.devices.share.size > 1:
+            raise TrainingError(
+                "objective.times=importance learns from its own process only; use it on a single device."
+            )
+        self.state = TrainingState(self.denoiser, self.objective, options)
+        self.stream = BatchStream(
+            dataset.to(self.devices.device),
+            self.objective,
+            self.denoiser,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            device=self.devices.device,
+            share=self.devices.share,
+        )
+        self.scoring = self.devices.prepare(Scoring(self.denoiser, self.objective))
+        self.update = ClippedStep(self.state.optimizer, options.clip)
+        self.dropout = _dropout_generator(self.denoiser, self.devices.device)
+        self.bad_steps = 0
+        self.bad_run = 0
+        self.seconds = 0.0
+        self.saved_step: int | None = None
+        self.log: RunLog | None = None
+        self._resumed = False
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train until all steps are done, or until SIGINT or SIGTERM.
+
+        Raises:
+            TrainingError: Too many steps were not finite, or the disk is full.
+            CheckpointError: The newest checkpoint cannot be resumed.
+        """
+        self.resume()
+        clock = self.clock()
+        with StopRequest() as stop:
+            while self.state.step < self.options.steps:
+                self.step()
+                self._after_step(clock)
+                if self._asks_together() and self.devices.any(stop.name is not None):
+                    self._stop(stop.name or "a signal", clock)
+                    return Outcome(self.state.step, self.state.step >= self.options.steps)
+        if self.saved_step != self.state.step:
+            self.save(clock)
+        return Outcome(self.state.step, True)
+
+    def clock(self) -> Clock:
+        """Start the clock of this sitting."""
+        return Clock(self.seconds, self.state.step)
+
+    def step(self) -> None:
+        """Make one optimizer step."""
+        number = self.state.step
+        corrupted = self.stream.step(number)
+        if self.dropout is not None:
+            self._seed_dropout(number)
+        per_sample = self._backward(corrupted)
+        loss = self.devices.mean(per_sample.mean())
+        report = self.update(loss, learning_rate(number, self.options))
+        self.update.zero_grad()
+        self.state.average()
+        self.objective.observe(corrupted, per_sample)
+        self.state.window.add(loss, report.grad_norm, report.bad, per_sample, corrupted.half_logsnr)
+
+    def _backward(self, corrupted: Corrupted) -> Tensor:
+        """Run forward and backward in `accumulate` parts; return the per-sample losses."""
+        parts = self.options.accumulate
+        rows = len(corrupted.x) // parts
+        taken = []
+        for part in range(parts):
+            last = part == parts - 1
+            with nullcontext() if last else self.devices.accelerator.no_sync(self.scoring):
+                losses = self.scoring(corrupted if parts == 1 else corrupted.rows(part * rows, (part + 1) * rows))
+                (losses.per_sample.mean() / parts).backward()
+            taken.append(losses.per_sample.detach())
+        return taken[0] if parts == 1 else torch.cat(taken)
+
+    def _seed_dropout(self, step: int) -> None:
+        assert self.dropout is not None
+        item = step * self.devices.share.size + self.devices.share.rank
+        key = KeyedNoise(self.options.seed, [item]).uniform("dropout", 0, ())
+        self.dropout.manual_seed(int(key * 2**53))
+
+    # -- what happens between steps ---------------------------------------------------------------
+
+    def _after_step(self, clock: Clock) -> None:
+        step, options = self.state.step, self.options
+        if step % options.log_every == 0 or step == options.steps:
+            self._write_log(clock)
+        if clock.due(step):
+            self._report({})
+        if step - clock.first_step == _ESTIMATE_AFTER and step < options.steps:
+            self._estimate(clock)
+        if self.preview and options.preview_every and step % options.preview_every == 0 and self.devices.is_main:
+            self.preview(self.state.averaged, step)
+        if step % options.checkpoint_every == 0:
+            self.save(clock)
+
+    def _write_log(self, clock: Clock) -> None:
+        figures = self.state.window.close()
+        step = self.state.step
+        self._count_bad(figures.bad)
+        row = {
+            "step": step,
+            "images": step * self.options.batch_size,
+            "loss": figures.loss,
+            "lr": learning_rate(step - 1, self.options),
+            "grad_norm": figures.grad_norm,
+            "bad_steps": self.bad_steps,
+            "seconds": round(clock.seconds(), 3),
+        }
+        self._append(row)
+        self._report({"loss": figures.loss, "lr": row["lr"], "grad_norm": figures.grad_norm})
+        if self.bad_run >= self.options.max_bad_steps:
+            self._give_up()
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.append(row)
+
+    def _count_bad(self, bad: list[bool]) -> None:
+        self.bad_steps += sum(bad)
+        for flag in bad:
+            self.bad_run = self.bad_run + 1 if flag else 0
+        if any(bad):
+            self._say(
+                f"{sum(bad)} of the last {len(bad)} steps had a loss or gradient that is not finite and were skipped "
+                f"({self.bad_steps} in all).",
+                "warning",
+            )
+
+    def _give_up(self) -> None:
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
+        raise TrainingError(
+            f"{self.bad_run} steps in a row were not finite (limit {self.options.max_bad_steps}); {kept}. Lower "
+            f"train.lr, or check the data for extreme values."
+        )
+
+    def _estimate(self, clock: Clock) -> None:
+        self.state.window.wait()  # wait for the device once, so that the clock tells the truth
+        rate = clock.rate(self.state.step)
+        left = (self.options.steps - self.state.step) / rate
+        self._say(f"{rate:.3g} steps per second; about {_duration(left)} to go.")
+
+    def _report(self, info: dict[str, float]) -> None:
+        if self.devices.is_main:
+            self.listener(Advanced(_TASK, self.state.step, info))
+
+    def _say(self, text: str, level: str = "info") -> None:
+        if self.devices.is_main:
+            self.listener(Message(_TASK, text, level))
+
+    def _asks_together(self) -> bool:
+        """Whether to look for a stop request now; several processes agree only at log lines."""
+        return self.devices.share.size == 1 or self.state.step % self.options.log_every == 0
+
+    def _stop(self, signal_name: str, clock: Clock) -> None:
+        if self.saved_step != self.state.step:
+            self.save(clock)
+        self._say(
+            f"stopped by {signal_name} at step {self.state.step} of {self.options.steps}; a checkpoint is written. "
+            f"Run the same command to go on.",
+            "warning",
+        )
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def save(self, clock: Clock | None = None) -> None:
+        """Write a checkpoint, and publish the averaged model."""
+        self.seconds = clock.seconds() if clock else self.seconds
+        if self.state.step % self.options.checkpoint_every == 0:
+            self._log_levels()  # first: a checkpoint must not hold what the log has already
+        if self.devices.is_main:
+            checkpoint = Checkpoint(self.state.tensors(), self._facts())
+            write_checkpoint(self.folder / "checkpoints", checkpoint, self.options.keep)
+            if self.publish is not None:
+                with disk_errors("model", self.folder):
+                    self.publish(self.state.averaged, self.state.step)
+        self.devices.wait()
+        self.saved_step = self.state.step
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; cut the log back to it. Once; `run` does it too."""
+        if self._resumed:
+            return
+        self._resumed = True
+        checkpoint = (
+            newest_checkpoint(self.folder / "checkpoints", self.devices.device) if self.devices.is_main else None
+        )
+        self.devices.wait()
+        if not self.devices.is_main:
+            checkpoint = newest_checkpoint(self.folder / "checkpoints", self.devices.device)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        if self.devices.is_main:
+            self.log = RunLog(self.folder / "log.jsonl", self.state.step)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        facts = checkpoint.facts
+        self.state.load(checkpoint.tensors, facts["step"])
+        self.bad_steps, self.bad_run = facts["bad_steps"], facts["bad_run"]
+        self.seconds, self.saved_step = facts["seconds"], facts["step"]
+        self._say(f"resuming at step {self.state.step} of {self.options.steps}.")
+        if facts["threads"] != torch.get_num_threads():
+            self._say(
+                f"this run began with {facts['threads']} thread(s) and goes on with {torch.get_num_threads()}; sums "
+                f"may round differently. Set OMP_NUM_THREADS={facts['threads']} to continue bit for bit.",
+                "warning",
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.state.step,
+            "images": self.state.step * self.options.batch_size,
+            "seed": self.options.seed,
+            "bad_steps": self.bad_steps,
+            "bad_run": self.bad_run,
+            "seconds": self.seconds,
+            "threads": torch.get_num_threads(),
+            "processes": self.devices.share.size,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def _log_levels(self) -> None:
+        levels = self.state.window.take_levels()
+        if levels is not None:
+            self._append({"step": self.state.step, "levels": levels})
+
+
+class Clock:
+    """Seconds of training, over all sittings, and when to report next."""
+
+    def __init__(self, seconds_before: float, first_step: int) -> None:
+        self.first_step = first_step
+        self._before = seconds_before
+        self._start = self._reported = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def rate(self, step: int) -> float:
+        return (step - self.first_step) / max(1e-9, time.perf_counter() - self._start)
+
+    def due(self, step: int) -> bool:
+        now = time.perf_counter()
+        if now - self._reported < _REPORT_SECONDS:
+            return False
+        self._reported = now
+        return True
+
+
+def _dropout_generator(denoiser: Denoiser, device: torch.device) -> torch.Generator | None:
+    """Return a generator that the network's dropout draws from, or None without dropout."""
+    network = getattr(denoiser, "backbone", None)
+    options = getattr(network, "options", None)
+    if network is None or not getattr(options, "dropout", 0.0):
+        return None
+    network.dropout_generator = torch.Generator(device)
+    return network.dropout_generator
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

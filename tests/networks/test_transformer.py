@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.networks.helpers import count, generator, parameters_without_gradient, randomise
+from undiffuse.networks.attention import math_attention
+from undiffuse.networks.transformer import Transformer
+
+
+def build(**kwargs) -> Transformer:
+    return randomise(Transformer(5, 6, width=16, depth=2, heads=2, **kwargs))
+
+
+def ids(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 6, (batch, length), generator=generator())
+
+
+@pytest.mark.parametrize("length", [1, 2, 33])
+@pytest.mark.parametrize("time_dependent", [False, True])
+def test_any_length_gives_logits_over_clean_tokens(length, time_dependent):
+    assert build(time_dependent=time_dependent)(ids(3, length), torch.zeros(3))["out"].shape == (3, length, 5)
+
+
+def test_starts_with_uniform_probabilities():
+    assert (Transformer(5, 6, width=16, heads=2)(ids(2, 4))["out"] == 0).all()
+
+
+def test_time_free_network_ignores_the_level():
+    network = build()
+    assert torch.equal(network(ids(2, 4), torch.ones(2))["out"], network(ids(2, 4), None)["out"])
+
+
+def test_equal_levels_per_token_equal_the_shared_level():
+    network, level = build(time_dependent=True), torch.tensor([0.3, 0.9])
+    x = ids(2, 7)
+    per_token = network(x, level[:, None].expand(2, 7))["out"]
+    torch.testing.assert_close(per_token, network(x, level)["out"], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(per_token, network(x, level + 0.5)["out"])
+
+
+def test_it_matters_which_token_has_which_level():
+    network, x = build(time_dependent=True), ids(1, 3)
+    first, second = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    assert not torch.allclose(network(x, first)["out"], network(x, second)["out"])
+
+
+def test_every_token_reads_both_sides_and_its_position():
+    network, x = build(), torch.tensor([[0, 1, 2, 3, 4]])
+    changed = x.clone()
+    changed[0, 2] = 5
+    difference = (network(changed)["out"] - network(x)["out"]).abs().amax(-1)[0]
+    assert (difference > 1e-5).all()
+    turned = network(x.flip(1))["out"].flip(1)
+    assert not torch.allclose(turned, network(x)["out"])
+
+
+def test_label_modulates_also_without_time():
+    network, x = build(classes=3), ids(2, 4)
+    embed = network.conditioners.embed
+    given = network(x, None, embed({"label": torch.tensor([0, 2])}, 2))["out"]
+    assert not torch.allclose(given, network(x)["out"])
+    dropped = embed({"label": torch.tensor([0, 2])}, 2, {"label": torch.tensor([True, True])})
+    assert torch.equal(network(x, None, dropped)["out"], network(x)["out"])
+
+
+@pytest.mark.parametrize("time_dependent", [False, True])
+def test_gradient_reaches_every_parameter(time_dependent):
+    network = build(time_dependent=time_dependent, classes=2)
+    cond = network.conditioners.embed(
+        {"label": torch.tensor([0, 0, 1])}, 3, {"label": torch.tensor([True, False, False])}
+    )
+    x = torch.arange(6).repeat(3, 1)
+    network(x, torch.rand(3, 6, generator=generator()), cond)["out"].square().sum().backward()
+    assert parameters_without_gradient(network) == []
+
+
+def test_forward_mode_derivative_in_time():
+    network = build(time_dependent=True).double()
+    x, level = ids(2, 4), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    with math_attention():
+        _, jvp = torch.func.jvp(lambda at: network(x, at)["out"], (level,), (torch.ones_like(level),))
+    difference = (network(x, level + 1e-5)["out"] - network(x, level - 1e-5)["out"]) / 2e-5
+    torch.testing.assert_close(jvp, difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("x", "level", "match"),
+    [
+        (torch.zeros(2, 4), torch.zeros(2), "expects token ids"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), torch.zeros(2), "expects token ids"),
+        (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3), r"expects \(2,\) or \(2, 4\)"),
+        (torch.zeros(2, 4, dtype=torch.int64), None, "noise level is None"),
+    ],
+)
+def test_misfits_are_refused(x, level, match):
+    with pytest.raises(ValueError, match=match):
+        build(time_dependent=True)(x, level)
+
+
+def test_parameter_count_of_the_reference_size():
+    # 12 d^2 a block (4 d^2 attention, 8 d^2 feed-forward) of 4, plus embedding and head of 65 + 66 rows.
+    expected = 4 * 12 * 128**2 + (65 + 66) * 128
+    assert count(Transformer(65, 66)) == pytest.approx(expected, rel=0.02)

@@ -1,0 +1,129 @@
+"""The recipe tree, the shipped recipes, and the plan."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.training.test_resume import ROOT
+from undiffuse.config import resolve, to_dict
+from undiffuse.data import TensorDataset
+from undiffuse.errors import ConfigError, TrainingError
+from undiffuse.networks import build_network
+from undiffuse.spec import DataSpec
+from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.memory import Footprint, footprint, require_training_memory
+from undiffuse.training.plan import plan
+from undiffuse.training.recipe import RECIPES, Recipe, changed_keys, choose_recipe, override_layers, recipe_layer
+
+SPECS = {
+    "digits": DataSpec(kind="image", shape=(1, 8, 8), classes=tuple("0123456789")),
+    "image": DataSpec(kind="image", shape=(3, 16, 16)),
+    "vector": DataSpec(kind="vector", shape=(5,)),
+    "text": DataSpec(kind="tokens", shape=(12,), vocabulary=tuple("abcdef")),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_builds_for_its_data(name):
+    recipe = resolve(Recipe, recipe_layer(name))
+    denoiser = build_denoiser(recipe, SPECS[name])
+    make_objective(recipe.objective, denoiser)
+    assert resolve(Recipe, to_dict(recipe)) == recipe
+    assert name == "digits" or choose_recipe(SPECS[name]) == name
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    weights = []
+    for seed in (0, 0, 1):
+        recipe = resolve(Recipe, recipe_layer("vector"), {"train.seed": seed})
+        weights.append(torch.cat([p.flatten() for p in build_denoiser(recipe, SPECS["vector"]).parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="digits"):
+        recipe_layer("digit")
+
+
+def test_bare_keywords_are_training_options():
+    recipe = resolve(Recipe, *override_layers(["model.channels=16"], steps=20_000, sample={"steps": 5}))
+    assert (recipe.train.steps, recipe.model.channels, recipe.sample.steps) == (20_000, 16, 5)
+    with pytest.raises(ConfigError, match="nearest"):
+        resolve(Recipe, *override_layers(stepz=3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"model": "transformer"}, "process=categorical"),
+        ({"process": "categorical"}, "model=transformer"),
+        ({"objective": "masked-elbo"}, "denoising"),
+        (
+            {
+                "model": "transformer",
+                "process": {"kind": "categorical", "corruption": "uniform"},
+                "objective": "categorical-elbo",
+            },
+            "time_dependent",
+        ),
+        ({"train.steps": -1}, "at least 1"),
+        ({"train.lr": "fast"}, "wrong type"),
+        ({"train.ema": [0.5]}, "0.28"),
+        ({"process.shift": 3.0}, "rf"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(layer, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve(Recipe, layer)
+
+
+def test_an_objective_must_fit_the_data():
+    recipe = resolve(Recipe, recipe_layer("vector"), {"objective.p_async": 0.2})
+    with pytest.raises(ConfigError, match="no frames"):
+        make_objective(recipe.objective, build_denoiser(recipe, SPECS["vector"]))
+    with pytest.raises(ConfigError, match="recipe text"):
+        build_denoiser(recipe, SPECS["text"])
+
+
+def test_changed_keys_are_named_and_runtime_keys_are_free():
+    old = resolve(Recipe, recipe_layer("vector"))
+    new = resolve(Recipe, recipe_layer("vector"), {"train.lr": 0.5, "train.keep": 9, "train.preview_every": 7})
+    assert changed_keys(to_dict(old), new) == ["train.lr: 0.002 -> 0.5"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_footprint_counts_parameters_exactly_and_builds_nothing(name):
+    recipe = resolve(Recipe, recipe_layer(name))
+    states = 7 if name == "text" else None
+    network = build_network(recipe.model, SPECS[name], states=states)
+    parameters = sum(p.numel() for p in network.parameters())
+    need = footprint(recipe, SPECS[name])
+    assert need.parameters == parameters
+    assert need.bytes > 6 * 4 * parameters
+    assert footprint(resolve(Recipe, to_dict(recipe), {"train.accumulate": 2}), SPECS[name]).bytes < need.bytes
+
+
+def test_a_network_beyond_the_memory_is_refused_before_it_is_built():
+    recipe = resolve(Recipe, recipe_layer("digits"), {"model.channels": 40_000})
+    need = footprint(recipe, SPECS["digits"])
+    assert need.parameters > 10**11
+    with pytest.raises(TrainingError, match=r"TB but .* are free"):
+        require_training_memory(need, torch.device("cpu"))
+    require_training_memory(Footprint(10, 10), torch.device("cpu"))
+
+
+def test_the_plan_says_what_was_seen_and_what_will_happen():
+    data = TensorDataset(data=torch.zeros(100, 5), spec=SPECS["vector"])
+    text = "\n".join(plan(resolve(Recipe, recipe_layer("vector")), data, held_out=11).lines)
+    for words in ("100 vectors", "11 items", "parameters", "4,000", "memory"):
+        assert words in text
+
+
+def test_options_need_no_torch():
+    modules = "undiffuse.training.options, undiffuse.process.options, undiffuse.sampling.options"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")}, timeout=60)

@@ -1,0 +1,82 @@
+"""`train` from end to end, in seconds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from undiffuse.config import load_yaml
+from undiffuse.errors import ConfigError, TrainingError
+from undiffuse.events import Finished, Message, Started
+from undiffuse.images import read_recipe
+from undiffuse.training.lock import locked
+from undiffuse.training.train import train
+
+SHORT = {
+    "steps": 4,
+    "batch_size": 8,
+    "log_every": 2,
+    "checkpoint_every": 2,
+    "preview_every": 4,
+    "previews": 4,
+    "warmup": 1,
+}
+SMALL = ["model.channels=8", "model.multipliers=1,", "model.blocks=1", "sample.steps=3"]
+
+
+def test_images_leave_a_model_a_log_and_pictures(tmp_path):
+    events = []
+    run = train("digits", out=tmp_path / "run", listener=events.append, overrides=SMALL, **SHORT)
+    assert (run.step, run.finished, len(run.losses)) == (4, True, 2)
+    assert load_yaml(tmp_path / "run" / "recipe.yaml")["data"]["source"] == "digits"
+    made_by = read_recipe(tmp_path / "run" / "samples" / "step-00000004.png")
+    assert made_by["step"] == 4 and made_by["recipe"]["model"]["channels"] == 8
+    assert run.model.sample(2, cond={"label": 3}).shape == (2, 1, 8, 8)
+    assert run.model.defaults["steps"] == 3
+    kinds = [type(event) for event in events]
+    assert kinds.index(Message) < kinds.index(Started) and kinds[-1] is Finished
+    assert any("parameters" in event.text for event in events if isinstance(event, Message))
+
+
+def test_text_and_vectors_choose_their_recipes(tmp_path):
+    text = train(
+        "prose", out=tmp_path / "text", overrides=["model.width=16", "model.depth=1", "data.length=16"], **SHORT
+    )
+    assert (tmp_path / "text" / "samples" / "step-00000004.txt").read_text().count("----") == 3
+    assert text.model.sample(1).shape == (1, 16)
+    vector = train("moons", out=tmp_path / "vector", overrides=["model.width=16", "data.limit=200"], **SHORT)
+    assert vector.model.sample(3).shape == (3, 2)
+
+
+def test_the_same_call_resumes_and_another_recipe_is_refused(tmp_path):
+    first = train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT)
+    again = train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **{**SHORT, "keep": 1})
+    assert again.losses == first.losses
+    with pytest.raises(ConfigError, match=r"train.lr: 0.002 -> 0.1.*another out folder"):
+        train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT, lr=0.1)
+
+
+def test_two_equal_runs_are_equal_bit_for_bit(tmp_path):
+    runs = [
+        train("moons", out=tmp_path / name, overrides=["model.width=16", "data.limit=200"], **SHORT)
+        for name in ("a", "b")
+    ]
+    assert runs[0].losses == runs[1].losses
+    for a, b in zip(*(run.model.denoiser.parameters() for run in runs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(TrainingError, match="another run"):
+        train("moons", out=tmp_path, overrides=["data.limit=200"], **SHORT)
+
+
+def test_an_out_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot make the out folder"):
+        train("moons", out=tmp_path / "file" / "run", overrides=["data.limit=200"], **SHORT)
+
+
+def test_a_run_without_data_is_refused():
+    with pytest.raises(ConfigError, match="no data were named"):
+        train(recipe="vector", **SHORT)
