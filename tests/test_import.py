@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from importlib import import_module
@@ -62,3 +63,12 @@ def test_every_public_name_resolves(name: str):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         undiffuse.lode  # noqa: B018
+
+
+@pytest.mark.parametrize("package", [name for name, location in undiffuse.PUBLIC.items() if ":" not in location])
+def test_no_public_name_is_also_a_submodule(package):
+    # Importing such a submodule would put the module in the name's place.
+    module = import_module(f"undiffuse.{package}")
+    names = [name for name in getattr(module, "__all__", []) if not isinstance(getattr(module, name), ModuleType)]
+    if hasattr(module, "__path__"):
+        assert [name for name in names if importlib.util.find_spec(f"undiffuse.{package}.{name}")] == []

@@ -34,6 +34,7 @@ PUBLIC = {
     "load": "undiffuse.models:load",
     "make_grid": "undiffuse.process:make_grid",
     "make_schedule": "undiffuse.process:make_schedule",
+    "make_solver": "undiffuse.sampling:make_solver",
     "sample": "undiffuse.sampling:sample",
     "train": "undiffuse.training:train",
     # sub-packages

@@ -120,7 +120,9 @@ class ExactNetwork(NetworkDenoiser):
 
     def __init__(self, exact: Denoiser, kind: Prediction, data_std: float = 1.0) -> None:
         assert isinstance(exact.process, GaussianProcess)
-        super().__init__(_ExactBackbone(exact, kind, data_std), exact.process, kind, data_std=data_std)
+        backbone = _ExactBackbone(exact, kind, data_std)
+        super().__init__(backbone, exact.process, kind, data_std=data_std)
+        self.embed = exact.embed  # type: ignore[method-assign]
 
     def noise_level(self, t: Time, x: Tensor) -> Tensor:
         """The time, float64."""

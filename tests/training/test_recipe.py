@@ -16,7 +16,7 @@ from undiffuse.networks import build_network
 from undiffuse.spec import DataSpec
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.memory import Footprint, footprint, require_training_memory
-from undiffuse.training.plan import plan
+from undiffuse.training.planning import plan
 from undiffuse.training.recipe import RECIPES, Recipe, changed_keys, choose_recipe, override_layers, recipe_layer
 
 SPECS = {
@@ -71,7 +71,7 @@ def test_bare_keywords_are_training_options():
             "time_dependent",
         ),
         ({"train.steps": -1}, "at least 1"),
-        ({"train.lr": "fast"}, "wrong type"),
+        ({"train.lr": "fast"}, "expected float"),
         ({"train.ema": [0.5]}, "0.28"),
         ({"process.shift": 3.0}, "rf"),
     ],

@@ -111,6 +111,13 @@ def test_importance_times_are_uniform_until_warm_and_then_follow_the_losses():
     torch.testing.assert_close(law.importance_at(t), importance)
 
 
+def test_importance_times_ignore_losses_that_are_not_finite():
+    law = ImportanceTimes(RF, bins=2, memory=3)
+    law.update(torch.tensor([0.1, 0.2, 0.9], dtype=torch.float64), torch.tensor([1.0, float("nan"), float("inf")]))
+    assert law.seen.tolist() == [1, 0]
+    assert law.probabilities().isfinite().all()
+
+
 def test_importance_times_keep_the_last_losses_of_a_crowded_bin():
     law = ImportanceTimes(RF, bins=2, memory=3)
     law.update(torch.full((5,), 0.1, dtype=torch.float64), torch.arange(5.0))

@@ -57,6 +57,7 @@ class ClassifierFreeGuidance(Wrapper):
         self.interval = interval
         self.rescale = rescale
         self.batched = batched
+        self.time_dependent = denoiser.time_dependent or interval is not None
 
     def embed(
         self, cond: dict[str, Tensor] | None, batch: int, drop: dict[str, Tensor] | None = None

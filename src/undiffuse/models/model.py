@@ -16,7 +16,7 @@ from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models.conditions import fit_conditions, fit_tokens
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grids import make_grid
+from undiffuse.process.grids import make_grid, uniform_grid
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.loop import SampleResult, Snapshot, sample
 from undiffuse.sampling.registry import make_solver
@@ -210,17 +210,18 @@ class Model:
         return make_solver(name, **options)
 
     def _grid(self, solver: Solver, grid: str | Tensor | None, steps: int | None) -> Tensor | None:
+        """Return the times to walk; None for solvers that draw their own."""
+        process = self.denoiser.process
+        named = grid if isinstance(grid, str) else None
+        if named not in (None, "t") and not isinstance(process, GaussianProcess):
+            raise ValueError(f"grid={named!r} is a spacing in noise level, which tokens do not have; leave it out.")
         if isinstance(grid, Tensor) or solver.draws_times:
             return grid if isinstance(grid, Tensor) else None
-        process = self.denoiser.process
+        count = steps if steps is not None else self.defaults.get("steps")
         if not isinstance(process, GaussianProcess):
-            count = steps or self.defaults.get("steps") or self.spec.shape[0]
-            return torch.linspace(1.0, 0.0, count + 1, dtype=torch.float64)
-        count = _STEPS if (steps or self.defaults.get("steps")) is None else (steps or self.defaults["steps"])
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1.")
-        shape: Any = grid or self.defaults.get("grid") or "logsnr"
-        return make_grid(process.schedule, count, shape)
+            return uniform_grid(self.spec.shape[0] if count is None else count)
+        shape: Any = named or self.defaults.get("grid") or "logsnr"
+        return make_grid(process.schedule, _STEPS if count is None else count, shape)
 
     def _guided(self, denoiser: Denoiser, guidance: float | None, cond: dict[str, Tensor]) -> Denoiser:
         """Guide where a scale was asked for, or where the default has one and there is something to guide by."""

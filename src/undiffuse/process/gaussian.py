@@ -228,7 +228,7 @@ class GaussianProcess:
     # -- float64 formulas -------------------------------------------------------------------------
 
     def _kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.schedule.alpha(s) / self.schedule.alpha(t)
+        scale = torch.where(s == t, 1.0, self.schedule.alpha(s) / self.schedule.alpha(t))  # 0 / 0 in pure noise
         kept = (scale * self.schedule.sigma(t)) ** 2
         return scale, (self.schedule.sigma(s) ** 2 - kept).clamp(min=0).sqrt()
 

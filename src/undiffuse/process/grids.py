@@ -37,22 +37,31 @@ def make_grid(
         ValueError: Unknown shape or end, `steps` below 1, `start` outside (t_min, 1], or more integer steps than a
             table has entries.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1.")
     if shape not in get_args(GridShape):
         raise ValueError(f"grid {shape!r} is unknown; choose one of {', '.join(get_args(GridShape))}.")
     if end not in get_args(End):
         raise ValueError(f"end={end!r} is unknown; choose 'zero' or 't_min'.")
     if not schedule.t_min < start <= 1:
         raise ValueError(f"start={start} must lie above t_min={schedule.t_min} and be at most 1.")
+    if shape == "t" and end == "zero":
+        return uniform_grid(steps, start)
+    _check_steps(steps)
     if shape in ("linspace", "leading", "trailing"):
         return _table_grid(schedule, steps, shape, end, start)
-    if shape == "t" and end == "zero":
-        return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
     points = _SHAPES[shape](schedule, steps if end == "zero" else steps + 1, min(start, schedule.t_max))
     points[0] = start
     points = torch.cat([points, points.new_zeros(1)]) if end == "zero" else points
     return check_grid(points)
+
+
+def uniform_grid(steps: int, start: float = 1.0) -> Tensor:
+    """Return times uniform in t from `start` to 0, float64 (steps + 1,); it needs no schedule.
+
+    Raises:
+        ValueError: `steps` below 1.
+    """
+    _check_steps(steps)
+    return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
 
 
 def check_grid(grid: Tensor | Sequence[float], x_shape: tuple[int, ...] | None = None) -> Tensor:
@@ -132,6 +141,11 @@ def random_monotone(rows: int, frames: int, seed: int = 0) -> Tensor:
     return torch.cat([ends, inner, 0 * ends])[:, None, :]
 
 
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1.")
+
+
 def _check_fit(grid: Tensor, x_shape: tuple[int, ...]) -> None:
     batch, frames = grid.shape[1:]
     if batch not in (1, x_shape[0]) or (frames != 1 and (len(x_shape) < 2 or frames != x_shape[1])):
@@ -199,7 +213,8 @@ def _table_grid(schedule: Schedule, steps: int, shape: str, end: End, start: flo
         index = torch.linspace(0, total - 1, count, dtype=torch.float64).round().flip(0)
     elif shape == "leading":
         index = (torch.arange(count, dtype=torch.float64) * (total // count)).flip(0)
-    else:
-        index = (total - torch.arange(count, dtype=torch.float64) * (total / count)).round() - 1
+    else:  # it starts at the top and never reaches entry 0 by itself, unlike the two above
+        index = (total - torch.arange(steps, dtype=torch.float64) * (total / steps)).round() - 1
+        index = torch.cat([index, index.new_zeros(count - steps)])
     times = (index + 1) / total
     return check_grid(torch.cat([times, times.new_zeros(1)]) if end == "zero" else times)

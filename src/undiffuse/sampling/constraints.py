@@ -14,7 +14,7 @@ from torch import Tensor
 
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.times import Time
+from undiffuse.process.times import Time, align
 
 
 class Constraint:
@@ -84,5 +84,6 @@ class Replacement(Constraint):
 
     def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
         """At the clean end the known elements are the given ones."""
-        done = not isinstance(s, Tensor) and s == 0.0
-        return (torch.where(self.mask, self.values.to(x.dtype), x) if done else x), True
+        if not isinstance(s, Tensor):
+            return (torch.where(self.mask, self.values.to(x.dtype), x) if s == 0.0 else x), True
+        return torch.where(self.mask & align(s == 0, x), self.values.to(x.dtype), x), True

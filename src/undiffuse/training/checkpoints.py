@@ -22,6 +22,7 @@ from torch import Tensor
 from undiffuse.errors import CheckpointError, TrainingError
 
 SCHEMA = 1
+CHECKPOINTS = "checkpoints"  # their place in a run's folder
 _PREFIX, _TEMPORARY = "step-", ".writing-"
 
 

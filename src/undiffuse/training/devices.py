@@ -64,10 +64,6 @@ class Devices:
         """Average a tensor over processes."""
         return value if self.share.size == 1 else self.accelerator.reduce(value, reduction="mean")
 
-    def gather(self, value: Tensor) -> Tensor:
-        """Concatenate a tensor over processes."""
-        return value if self.share.size == 1 else self.accelerator.gather(value)
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in some process, so that all act alike."""
         if self.share.size == 1:
@@ -85,6 +81,8 @@ def _accelerator(options: TrainOptions) -> Accelerator:
     from accelerate.state import AcceleratorState, PartialState
 
     available: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if options.device not in ("auto", "cpu", *available):
+        raise TrainingError(f"device={options.device} is unknown; use train.device=auto, cpu, {', '.join(available)}.")
     if options.device in available and not available[options.device]():
         raise TrainingError(f"device={options.device} is not available here; use train.device=cpu or auto.")
     # accelerate keeps one state per process and refuses another precision in it; runs of one session are independent.

@@ -17,7 +17,7 @@ from typing import Any
 
 from undiffuse.config import dump_yaml, load_yaml
 from undiffuse.errors import ConfigError, TrainingError
-from undiffuse.training.checkpoints import disk_errors
+from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in, disk_errors
 from undiffuse.training.recipe import Recipe, changed_keys
 
 
@@ -39,13 +39,13 @@ def make_folder(path: Path) -> Path:
 
 
 def bind_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write `recipe.yaml`, or check that a run already there has the same recipe.
+    """Write `recipe.yaml`; where there is a run to go on with, check that its recipe is the same.
 
     Raises:
         ConfigError: The folder holds a run of another recipe; the differing keys are named.
     """
     path = folder / "recipe.yaml"
-    if path.exists():
+    if path.exists() and checkpoints_in(folder / CHECKPOINTS):
         changes = changed_keys(load_yaml(path), recipe)
         if changes:
             raise ConfigError(

@@ -135,8 +135,13 @@ class ImportanceTimes(nn.Module):
 
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Put per-sample losses (B,) at times (B,) into their bins; each bin keeps the last `memory`."""
-        bin = self._bin(t)
+        """Put per-sample losses (B,) at times (B,) into their bins; each bin keeps the last `memory`.
+
+        Losses that are not finite are left out: one would make every later probability NaN.
+        """
+        finite = losses.isfinite()
+        losses = losses[finite]
+        bin = self._bin(t[finite])
         order = torch.argsort(bin, stable=True)
         bin, values = bin[order], losses.double()[order]
         count = torch.bincount(bin, minlength=self.bins)

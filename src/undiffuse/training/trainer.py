@@ -22,7 +22,7 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Listener, Message, silent
 from undiffuse.noise import KeyedNoise
-from undiffuse.training.checkpoints import Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
+from undiffuse.training.checkpoints import CHECKPOINTS, Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
 from undiffuse.training.devices import Devices, Scoring
 from undiffuse.training.log import RunLog
 from undiffuse.training.objectives import Corrupted, Objective
@@ -255,7 +255,7 @@ class Trainer:
             self._log_levels()  # first: a checkpoint must not hold what the log has already
         if self.devices.is_main:
             checkpoint = Checkpoint(self.state.tensors(), self._facts())
-            write_checkpoint(self.folder / "checkpoints", checkpoint, self.options.keep)
+            write_checkpoint(self.folder / CHECKPOINTS, checkpoint, self.options.keep)
             if self.publish is not None:
                 with disk_errors("model", self.folder):
                     self.publish(self.state.averaged, self.state.step)
@@ -267,12 +267,10 @@ class Trainer:
         if self._resumed:
             return
         self._resumed = True
-        checkpoint = (
-            newest_checkpoint(self.folder / "checkpoints", self.devices.device) if self.devices.is_main else None
-        )
+        checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device) if self.devices.is_main else None
         self.devices.wait()
         if not self.devices.is_main:
-            checkpoint = newest_checkpoint(self.folder / "checkpoints", self.devices.device)
+            checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device)
         if checkpoint is not None:
             self._load(checkpoint)
         if self.devices.is_main:

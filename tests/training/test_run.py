@@ -10,7 +10,7 @@ from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.events import Finished, Message, Started
 from undiffuse.images import read_recipe
 from undiffuse.training.lock import locked
-from undiffuse.training.train import train
+from undiffuse.training.run import train
 
 SHORT = {
     "steps": 4,
@@ -54,6 +54,24 @@ def test_the_same_call_resumes_and_another_recipe_is_refused(tmp_path):
     assert again.losses == first.losses
     with pytest.raises(ConfigError, match=r"train.lr: 0.002 -> 0.1.*another out folder"):
         train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT, lr=0.1)
+
+
+def test_a_run_that_never_reached_a_checkpoint_may_start_again_with_another_recipe(tmp_path):
+    with pytest.raises(TrainingError, match="are free"):
+        train("moons", out=tmp_path, overrides=["model.width=4_000_000"], **SHORT)
+    assert train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT).finished
+
+
+def test_a_recipe_file_names_its_data(tmp_path):
+    (tmp_path / "mine.yaml").write_text("data: {source: moons, limit: 200}\nmodel: {kind: mlp, width: 16}\n")
+    run = train(tmp_path / "mine.yaml", out=tmp_path / "run", **SHORT)
+    assert load_yaml(run.folder / "recipe.yaml")["data"]["limit"] == 200
+
+
+def test_the_network_may_run_in_bfloat16(tmp_path):
+    run = train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT, precision="bfloat16")
+    assert all(loss == loss for loss in run.losses)
+    assert next(run.model.denoiser.parameters()).dtype == torch.float32
 
 
 def test_two_equal_runs_are_equal_bit_for_bit(tmp_path):

@@ -20,7 +20,7 @@ from undiffuse.training.folder import bind_recipe, make_folder, write_facts
 from undiffuse.training.lock import locked
 from undiffuse.training.log import read_log
 from undiffuse.training.memory import require_training_memory
-from undiffuse.training.plan import Plan, plan
+from undiffuse.training.planning import Plan, plan
 from undiffuse.training.publish import Publisher
 from undiffuse.training.recipe import Recipe, choose_recipe, override_layers, recipe_layer
 from undiffuse.training.trainer import Trainer
@@ -77,7 +77,7 @@ def train(
     """Train a model, or go on with a run that was interrupted.
 
     Args:
-        source: Data: a built-in name, a folder, a file; None where the recipe names it.
+        source: Data: a built-in name, a folder, a file; None where the recipe names it. A recipe's YAML file will do.
         recipe: Name of a shipped recipe, a YAML file, a `Recipe`, or None to look at the data and choose.
         out: The run's folder; default runs/<name of the data>.
         listener: Hears about progress.
@@ -92,9 +92,9 @@ def train(
     """
     layers = override_layers(overrides, **options)
     chosen, dataset = choose(source, recipe, layers)
-    prepared = prepare(chosen, dataset)
     folder = make_folder(Path(out) if out is not None else Path("runs") / Path(chosen.data.source).stem)
     devices = Devices(chosen.train)
+    prepared = prepare(chosen, dataset, devices.share.size)
     if not devices.is_main:
         return _train_into(folder, prepared, devices, listener)
     with locked(folder):
@@ -110,6 +110,8 @@ def choose(
     Raises:
         ConfigError, DataError: Unknown names or options; missing or unreadable data.
     """
+    if recipe is None and str(source).endswith((".yaml", ".yml")):
+        source, recipe = None, source
     named: dict[str, Any] = {} if source is None else {"data.source": str(source)}
     if recipe is not None:
         base = to_dict(recipe) if isinstance(recipe, Recipe) else recipe_layer(recipe)
@@ -153,7 +155,7 @@ def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Li
     if devices.is_main:
         listener(Started(_TASK, recipe.train.steps, "step", trainer.state.step))
     outcome = trainer.run()
-    if devices.is_main:
+    if devices.is_main and outcome.finished:
         listener(Finished(_TASK, str(folder)))
     losses = tuple(row["loss"] for row in read_log(folder / "log.jsonl") if row.get("loss") is not None)
     return Run(folder, outcome.step, outcome.finished, losses)

@@ -1,0 +1,63 @@
+"""Bits per character of the text recipe after a given time, beside interpolated n-grams.
+
+    python benchmarks/quality_text.py --text tinyshakespeare.txt --minutes 10
+
+Without --text the packaged prose is used, which is far smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+
+import torch
+
+from undiffuse.data import open_data, split
+from undiffuse.metrics import evaluate
+from undiffuse.training import train
+
+PROBE_STEPS = 20
+
+
+def steps_within(source: str, seconds: float) -> int:
+    """Return how many steps of the recipe fit, from the speed of a short run."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(source, "text", out=folder, steps=PROBE_STEPS, checkpoint_every=10_000, preview_every=0)
+        start = time.perf_counter()
+        train(source, "text", out=f"{folder}/b", steps=PROBE_STEPS, checkpoint_every=10_000, preview_every=0)
+        assert run.finished
+        return max(PROBE_STEPS, int(PROBE_STEPS * seconds / (time.perf_counter() - start)))
+
+
+def main() -> None:
+    """Train, evaluate and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", default="prose")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("overrides", nargs="*", help="group.key=value")
+    asked = parser.parse_args()
+    steps = steps_within(asked.text, 0.97 * 60 * asked.minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run = train(
+            asked.text,
+            "text",
+            out=folder,
+            steps=steps,
+            checkpoint_every=100_000,
+            preview_every=0,
+            overrides=asked.overrides,
+        )
+        taken = time.perf_counter() - start
+        training, held_out = split(open_data(asked.text))
+        found = evaluate(run.model, training, held_out=held_out, n=len(held_out), metrics=["bits"])
+    rows = {row.name: {"value": row.value, "error": row.error} for row in found.rows}
+    print(
+        json.dumps({"threads": torch.get_num_threads(), "steps": steps, "seconds": round(taken, 1), **rows}, indent=2)
+    )
+
+
+if __name__ == "__main__":
+    main()

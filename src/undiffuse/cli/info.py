@@ -1,0 +1,134 @@
+"""`undiffuse info`: what a model, a run, a data set or a recipe is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undiffuse.cli.shared import Json
+
+if TYPE_CHECKING:
+    from undiffuse.cli.output import Output
+    from undiffuse.cli.places import Found
+    from undiffuse.spec import DataSpec
+
+EPILOG = """\b
+Examples:
+  undiffuse info runs/photos
+  undiffuse info photos/
+  undiffuse info recipe:image
+"""
+
+
+def info(
+    name: Annotated[str, typer.Argument(metavar="MODEL|RUN|DATA|recipe:NAME", help="What to look at.")],
+    json: Json = False,
+) -> None:
+    """Say what a model, a run, a data set (also: data:digits) or a recipe (recipe:image) is."""
+    from undiffuse.cli.output import Output
+    from undiffuse.models import BUILTIN
+
+    output = Output(json)
+    kind, colon, rest = name.partition(":")
+    path = Path(name)
+    if colon and kind == "recipe":
+        from undiffuse.cli.keys import show_keys
+
+        show_keys(output, rest)
+    elif colon and kind == "data":
+        _show_data(output, rest)
+    elif name in BUILTIN or path.name == "model.safetensors" or (path / "config.json").is_file():
+        _show_model(output, name)
+    elif (path / "recipe.yaml").is_file():
+        _show_unfinished(output, path)
+    else:
+        _show_data(output, name)
+
+
+def _show_model(output: Output, name: str) -> None:
+    from undiffuse.cli.places import find_model
+
+    found = find_model(name, "cpu")
+    facts = {"model": name, **_spec_facts(found.model.spec), **_network_facts(found)}
+    facts |= _run_facts(found.folder) if found.folder is not None else {}
+    output.pairs(facts)
+    output.result(facts | {"spec": found.model.spec.to_json(), "defaults": found.model.defaults} | _recipe(found))
+
+
+def _recipe(found: Found) -> dict[str, Any]:
+    from undiffuse.config import to_dict
+
+    return {"recipe": None if found.recipe is None else to_dict(found.recipe)}
+
+
+def _show_unfinished(output: Output, path: Path) -> None:
+    facts = {"run": path, "state": "no model yet; its first checkpoint writes one", **_run_facts(path)}
+    output.pairs(facts)
+    output.result(facts)
+
+
+def _show_data(output: Output, source: str) -> None:
+    from undiffuse.data import open_data
+
+    dataset = open_data(source)
+    lines = dataset.summary()
+    facts = {"data": source, **_spec_facts(dataset.spec), "items": len(dataset)}
+    output.pairs(facts)
+    for line in lines:
+        (output.warn if line.startswith("warning") else output.say)(line)
+    problems = [str(problem) for problem in dataset.problems]
+    output.result(facts | {"spec": dataset.spec.to_json(), "summary": lines, "problems": problems})
+
+
+def _spec_facts(spec: DataSpec) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": spec.kind, "shape": " x ".join(map(str, spec.shape))}
+    if spec.range is not None:
+        facts["range"] = f"{spec.range[0]:g} to {spec.range[1]:g}"
+    if spec.classes:
+        facts["classes"] = f"{len(spec.classes)}: {_some(spec.classes)}"
+    if spec.vocabulary:
+        facts["vocabulary"] = f"{len(spec.vocabulary)}: {_some([repr(token) for token in spec.vocabulary])}"
+    return facts
+
+
+def _some(names: tuple[str, ...] | list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _network_facts(found: Found) -> dict[str, Any]:
+    from undiffuse.models.description import denoiser_to_json
+
+    described = denoiser_to_json(found.model.denoiser)
+    network, process = described["network"], described["process"]
+    return {
+        "network": f"{network['kind']}, {found.model.parameters:,} parameters",
+        "process": _process(process, described["parametrisation"]),
+        "sampling": ", ".join(f"{key} {value}" for key, value in found.model.defaults.items()) or "defaults",
+        "trained on": found.recipe.data.source if found.recipe is not None else "unknown",
+    }
+
+
+def _process(process: dict[str, Any], parametrisation: dict[str, Any]) -> str:
+    if process["kind"] == "gaussian":
+        return f"gaussian, {process['schedule']['name']} schedule, predicts {parametrisation['prediction']}"
+    return f"categorical, {process['corruption']}"
+
+
+def _run_facts(folder: Path) -> dict[str, Any]:
+    """Return how far a run went, from its log and its figures."""
+    from undiffuse.cli.places import read_run_recipe
+    from undiffuse.training.log import read_log
+
+    facts: dict[str, Any] = {}
+    rows = [row for row in read_log(folder / "log.jsonl") if row.get("loss") is not None]
+    recipe = read_run_recipe(folder)
+    if rows and recipe is not None:
+        facts["steps"] = f"{rows[-1]['step']} of {recipe.train.steps}"
+    if rows:
+        facts["loss"] = f"{rows[-1]['loss']:.4g}"
+    for name in ("report.html", "metrics.json"):
+        if (folder / name).is_file():
+            facts[name.partition(".")[0]] = folder / name
+    return facts

@@ -1,0 +1,95 @@
+"""The entry point: find the sub-command, load it alone, run it, and turn what goes wrong into one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from undiffuse.cli.failures import report_failure
+
+COMMANDS = {
+    "train": ("undiffuse.cli.train:train", "Train a model on your data, or go on with a run."),
+    "sample": ("undiffuse.cli.sample:sample", "Draw samples from a model."),
+    "evaluate": ("undiffuse.cli.evaluate:evaluate", "Compare a model with real data."),
+    "info": ("undiffuse.cli.info:info", "Say what a model, a run, a data set or a recipe is."),
+    "report": ("undiffuse.cli.report:report", "Write the HTML report of a run."),
+    "demo": ("undiffuse.cli.demo:demo", "Train two small models and show everything in one report (6 minutes)."),
+    "doctor": ("undiffuse.cli.doctor:doctor", "Say what this machine can do, and check that it computes right."),
+}
+"""Sub-command -> (where it is, what it does)."""
+
+_EPILOG = """\b
+First steps:
+  undiffuse train digits
+  undiffuse sample runs/digits -n 64
+--debug, anywhere, shows the traceback of an error.
+"""
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"] or ["--help"]
+    try:
+        return _exit_code(_build(words)(args=words, prog_name="undiffuse", standalone_mode=False))
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            raise
+        return report_failure(error)
+
+
+def _exit_code(returned: Any) -> int:
+    return returned if isinstance(returned, int) else 0
+
+
+def _build(words: Sequence[str]) -> typer.Typer:
+    """Return the command with the sub-command that `words` name loaded, and the others by name only."""
+    app = typer.Typer(
+        rich_markup_mode=None,  # the rich help pages cost more than everything else here together
+        add_completion=False,
+        context_settings=_CONTEXT,
+        help="One denoiser, every task: train diffusion models on your own data and use them.",
+        epilog=_EPILOG,
+    )
+    app.callback()(_options)
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    for name, (location, summary) in COMMANDS.items():
+        function = _load(location) if name == wanted else _not_loaded
+        epilog = getattr(sys.modules.get(function.__module__), "EPILOG", None)
+        app.command(name, short_help=summary, epilog=epilog, context_settings=_CONTEXT)(function)
+    return app
+
+
+def _load(location: str) -> Callable[..., Any]:
+    module, _, attribute = location.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _not_loaded() -> None:
+    """Stand in for a sub-command that this command line does not name."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from undiffuse import __version__
+
+        typer.echo(f"undiffuse {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass

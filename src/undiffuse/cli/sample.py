@@ -1,0 +1,148 @@
+"""`undiffuse sample`: samples from a model, as files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
+
+if TYPE_CHECKING:
+    from undiffuse.cli.places import Found
+    from undiffuse.spec import DataSpec
+
+EPILOG = """\b
+Examples:
+  undiffuse sample runs/photos -n 64
+  undiffuse sample digits --label 3 --guidance 2 --steps 20
+  undiffuse sample runs/text --prefix "The river "
+"""
+
+
+def sample(
+    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    n: Annotated[int, typer.Option("-n", "--count", help="How many samples.")] = 16,
+    out: Out = None,
+    seed: Seed = 0,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class by name or number; several (3,4 or repeated) take turns, none is unconditional; default: each "
+            "class in turn.",
+            show_default=False,
+        ),
+    ] = None,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A condition: label=3, or a vector: pose=0.1,0.2.", show_default=False),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
+    ] = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Spacing of the steps: logsnr, t, karras, ...", show_default=False)
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="Text that every sample begins with.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 256,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    json: Json = False,
+) -> None:
+    """Draw samples: pictures as PNG files and a grid of them, texts as .txt, all else as .npy."""
+    from undiffuse.cli.output import Output
+    from undiffuse.cli.places import find_model
+    from undiffuse.cli.saving import save_samples
+
+    output = Output(json)
+    precision = _precision(dtype)
+    found = find_model(model, device, precision)
+    conditions = read_conditions(label or [], cond or [], n, found.model.spec)
+    settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix}
+    with output.progress() as listener:
+        result = found.model.sample_result(
+            n, seed=seed, cond=conditions, dtype=precision, batch_size=batch_size, listener=listener, **settings
+        )
+    made_by = _made_by(found, n, seed, conditions, settings, result.nfe)
+    folder = out if out is not None else found.home / folder_name(seed, label or [], cond or [], settings)
+    saved = save_samples(found.model.spec.from_model(result.x), found.model.spec, folder, made_by)
+    labels = ", each class in turn" if conditions and not (label or cond) else ""
+    output.say(f"{n} samples{labels}, {result.nfe} network evaluations each")
+    output.finish(f"The result is {saved.main}", made_by | {"folder": folder, "files": saved.files, "main": saved.main})
+
+
+def read_conditions(labels: list[str], conds: list[str], n: int, spec: DataSpec) -> dict[str, Any] | None:
+    """Return the conditions that `--label` and `--cond` ask for; labels take turns over the `n` samples.
+
+    Raises:
+        ValueError: A condition is not of the form NAME=VALUE, or a vector holds something else than numbers.
+    """
+    found: dict[str, Any] = {}
+    for text in [f"label={label}" for label in labels] + conds:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise ValueError(f"--cond {text!r} says nothing; write NAME=VALUE, for example label=3.")
+        if name == "label":
+            found.setdefault(name, []).extend(_class(part, spec) for part in value.split(",") if part)
+        else:
+            found[name] = _numbers(name, value)
+    if found.get("label") == ["none"] and "none" not in spec.classes:
+        del found["label"]
+    elif not found and spec.classes:
+        found["label"] = list(range(len(spec.classes)))
+    if "label" in found:
+        found["label"] = [found["label"][i % len(found["label"])] for i in range(n)]
+    return found or None
+
+
+def _class(text: str, spec: DataSpec) -> str | int:
+    """Names of classes go before their numbers: the digits' class "3" is number 3 anyway."""
+    return int(text) if text not in spec.classes and text.lstrip("-").isdecimal() else text
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--cond {name}={text} holds something else than numbers; write {name}=0.1,0.2.") from None
+
+
+def _precision(name: str) -> Any:
+    import torch
+
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if name not in known:
+        raise ValueError(f"dtype {name!r} is unknown; use {' or '.join(known)}.")
+    return known[name]
+
+
+def _made_by(
+    found: Found, n: int, seed: int, conditions: dict[str, Any] | None, settings: dict[str, Any], nfe: int
+) -> dict[str, Any]:
+    """Return what makes the same samples again: it goes into every file."""
+    from undiffuse import __version__
+    from undiffuse.config import to_dict
+
+    chosen = found.model.defaults | {key: value for key, value in settings.items() if value is not None}
+    return {
+        "undiffuse": __version__,
+        "model": found.name,
+        "n": n,
+        "seed": seed,
+        "cond": conditions,
+        "sampling": chosen,
+        "evaluations": nfe,
+        "recipe": to_dict(found.recipe) if found.recipe is not None else None,
+    }
+
+
+def folder_name(seed: int, labels: list[str], conds: list[str], settings: dict[str, Any]) -> str:
+    """Return samples-seed0-label3-guidance2: what was asked for, so that other settings go elsewhere."""
+    from undiffuse.cli.places import safe_name
+
+    numbers = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
+    asked = [f"{key}{value}" for key, value in numbers.items() if value is not None]
+    words = [f"seed{seed}", *(f"label{label}" for label in labels), *conds, *asked]
+    return "-".join(["samples", *map(safe_name, words)])[:120]

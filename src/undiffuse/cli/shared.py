@@ -1,0 +1,19 @@
+"""Options that mean the same in every sub-command, under the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
+Seed = Annotated[int, typer.Option("--seed", help="Any integer; the same seed gives the same result.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ..., mps.")]
+Solver = Annotated[
+    str | None, typer.Option("--solver", help="Rule that steps; default: the model's own.", show_default=False)
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Sampling steps; default: the model's own.", show_default=False)
+]

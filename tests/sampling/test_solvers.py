@@ -1,0 +1,157 @@
+"""Solvers: what they cost, what they draw, what they refuse; their mathematics is in tests/oracles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.oracles.continuous import CONTINUOUS_SOLVERS, ExactNetwork, normals, process_of, run, spec_mixture
+from undiffuse.denoisers.base import Wrapper
+from undiffuse.denoisers.posterior import Posterior
+from undiffuse.errors import PlanError
+from undiffuse.networks.embedded import Embedded
+from undiffuse.noise import KeyedNoise, RecordedNoise
+from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.grids import known, make_grid
+from undiffuse.process.times import Time
+from undiffuse.sampling.dpm_multistep import DPMpp2M
+from undiffuse.sampling.registry import SOLVERS, make_solver
+
+STEPS = 9
+ONE_CALL = ("ddim", "ddim eta", "ddpm", "ddpm large", "euler", "dpm++2m", "sde-dpm++2m", "sde-dpm++2m heun")
+
+
+@pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
+@pytest.mark.parametrize("name", ["vp", "rf", "edm", "ddpm"])
+def test_evaluations_counted_equal_evaluations_promised(name: str, solver: str) -> None:
+    process, rule = process_of(name), CONTINUOUS_SOLVERS[solver]
+    to_zero = STEPS if solver in ONE_CALL else 2 * STEPS - 1
+    if solver.startswith("edm-heun") and name == "rf":
+        to_zero -= 1  # from alpha = 0 it takes one DDIM step
+    network = ExactNetwork(spec_mixture(process), "v")
+    x = normals(3, 2, seed=1)
+    for end, expected in (("zero", to_zero), ("t_min", to_zero if solver in ONE_CALL else to_zero + 1)):
+        network.backbone.calls = 0
+        grid = make_grid(process.schedule, STEPS, end=end)  # type: ignore[arg-type]
+        result = run(network, rule, grid, x)
+        assert network.network_calls == result.nfe == rule.plan(process, grid).evaluations == expected
+
+
+class NeverAtZero(Wrapper):
+    """Fails when asked about clean data."""
+
+    def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
+        assert not isinstance(t, float) or t > 0
+        return self.denoiser(x, t, cond)
+
+
+@pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "cosine", "trig", "edm", "rf", "ddpm"])
+def test_the_last_step_lands_on_the_posterior_mean(name: str, steps: int, solver: str) -> None:
+    """And the network is never asked at sigma = 0."""
+    process, rule = process_of(name), CONTINUOUS_SOLVERS[solver]
+    denoiser = NeverAtZero(spec_mixture(process))
+    posts: list[Tensor] = []
+    grid = make_grid(process.schedule, steps)
+    x = normals(3, 2, seed=1) * process.coefficients(1.0, normals(1))[1]
+    end = run(denoiser, rule, grid, x, callback=lambda shot: posts.append(shot.post.mean)).x
+    assert end.isfinite().all()
+    assert torch.equal(end, posts[-1])
+
+
+@pytest.mark.parametrize("name", ["vp", "rf", "trig"])
+@pytest.mark.parametrize("shape", ["t", "logsnr", "karras", "quadratic", "beta"])
+def test_every_solver_walks_every_grid_to_the_data(name: str, shape: str) -> None:
+    process = process_of(name)
+    denoiser, x = spec_mixture(process), normals(64, 2, seed=1)
+    fine = run(denoiser, make_solver("dpm++2m"), make_grid(process.schedule, 400), x).x
+    for solver in ("ddim", "heun", "edm-heun", "dpm++2m"):
+        end = run(denoiser, make_solver(solver), make_grid(process.schedule, 60, shape), x).x  # type: ignore[arg-type]
+        # Few land in another component: the median is the measure. 60 first-order steps are within 0.1.
+        assert float((end - fine).abs().median()) < 0.1, solver
+
+
+def test_few_steps_lower_the_last_order_of_2m() -> None:
+    process = process_of("vp")
+    denoiser, x = spec_mixture(process), normals(8, 2, seed=1)
+    for steps, lowered in ((14, True), (15, False)):
+        grid = make_grid(process.schedule, steps, end="t_min")
+        default = run(denoiser, DPMpp2M(), grid, x).x
+        assert torch.equal(default, run(denoiser, DPMpp2M(lower_final=lowered), grid, x).x)
+        assert not torch.equal(default, run(denoiser, DPMpp2M(lower_final=not lowered), grid, x).x)
+
+
+@pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
+def test_only_stochastic_solvers_draw_noise(solver: str) -> None:
+    process, rule = process_of("vp"), CONTINUOUS_SOLVERS[solver]
+    noise = RecordedNoise(KeyedNoise(0, range(3)))
+    run(spec_mixture(process), rule, make_grid(process.schedule, 6), normals(3, 2), noise=noise)
+    assert bool(noise.record) == rule.stochastic
+    assert {stream for stream, _ in noise.record} <= {"step"}
+
+
+@pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
+def test_plans_of_shared_times_are_python_floats(solver: str) -> None:
+    process = process_of("rf")
+    plan = CONTINUOUS_SOLVERS[solver].plan(process, make_grid(process.schedule, 6))
+    for entry in plan.entries:
+        for name in ("t", "s", "state", "scale", "std", "start", "noise"):
+            assert isinstance(getattr(entry, name, None), float | None), name
+    framed = CONTINUOUS_SOLVERS[solver].plan(process, known(make_grid(process.schedule, 6), 3, [1]))
+    assert framed.evaluations == plan.evaluations
+
+
+def test_2m_remembers_nothing_across_an_edit() -> None:
+    """Editing x between steps equals restarting the multistep solver there (principles, check 20)."""
+    from undiffuse.sampling.constraints import Constraint
+
+    process = process_of("vp")
+    denoiser, x = spec_mixture(process), normals(5, 2, seed=1)
+    grid = make_grid(process.schedule, 10)
+
+    class Nudge(Constraint):
+        def leave(self, x: Tensor, s: Time, k: int, noise: object) -> tuple[Tensor, bool]:
+            return (x + 0.1, True) if k == 4 else (x, False)
+
+    edited = run(denoiser, DPMpp2M(), grid, x, constraints=[Nudge()]).x
+    path = run(denoiser, DPMpp2M(), grid, x, trajectory=True).trajectory
+    assert path is not None
+    restarted = run(denoiser, DPMpp2M(), grid[5:], path[5] + 0.1).x
+    torch.testing.assert_close(edited, restarted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_solver_table_builds_everything_it_names() -> None:
+    for name in SOLVERS:
+        assert make_solver(name).discrete == (name in ("ancestral", "first-hitting"))
+
+
+def test_wrong_solvers_and_options_are_refused() -> None:
+    for name, options, message in (
+        ("dpm++2n", {}, "Did you mean 'dpm\\+\\+2m'"),
+        ("ddim", {"eta": 1.2}, "eta=1.2"),
+        ("ddim", {"eta": -0.1}, "eta=-0.1"),
+        ("ddim", {"eta": float("nan")}, "eta=nan"),
+        ("ddim", {"tau": 1.0}, "does not take these options"),
+        ("sde-dpm++2m", {"tau": -1.0}, "tau=-1"),
+        ("dpm++2m", {"variant": "other"}, "variant"),
+        ("edm-heun", {"churn": -1.0}, "churn=-1"),
+        ("ddpm", {"variance": "huge"}, "variance"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_solver(name, **options)
+
+
+def test_solvers_refuse_the_other_world() -> None:
+    from tests.oracles.masked import joint_denoiser, triple_joint
+
+    tokens = joint_denoiser(triple_joint())
+    assert isinstance(tokens.process, CategoricalProcess)
+    grid = torch.linspace(1, 0, 4, dtype=torch.float64)
+    with pytest.raises(PlanError, match="Gaussian"):
+        make_solver("ddim").prepare(tokens.process, grid, torch.zeros(2, 3), KeyedNoise(0, range(2)))
+    with pytest.raises(PlanError, match="categorical"):
+        make_solver("ancestral").prepare(process_of("rf"), grid, torch.zeros(2, 3), KeyedNoise(0, range(2)))
+    with pytest.raises(PlanError, match="needs a grid"):
+        make_solver("ddim").prepare(process_of("rf"), None, torch.zeros(2, 3), KeyedNoise(0, range(2)))

@@ -1,0 +1,41 @@
+"""Data parallelism: two processes on the CPU train what one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.test_resume import ROOT
+from undiffuse.training.log import read_log
+from undiffuse.training.run import train
+
+OPTIONS = {"steps": 6, "batch_size": 16, "log_every": 1, "warmup": 1, "accumulate": 2, "device": "cpu"}
+# Stratification is per process, so that only plain times are the same whatever the number of processes.
+OVERRIDES = ["model.width=16", "model.depth=1", "data.limit=100", "objective.stratified=false"]
+SCRIPT = f"""
+import sys
+from undiffuse.training.run import train
+train("moons", out=sys.argv[1], overrides={OVERRIDES!r}, **{OPTIONS!r})
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = train("moons", out=tmp_path / "one", overrides=OVERRIDES, **OPTIONS)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    two = [row["loss"] for row in read_log(tmp_path / "two" / "log.jsonl") if "loss" in row]
+    assert two == pytest.approx(list(one.losses), rel=1e-4)  # float32 sums in another order, through six AdamW steps
