@@ -38,7 +38,7 @@ class DataSpec:
         cond: Vector conditions beside the label: name -> width.
 
     Raises:
-        ValueError: The shape does not fit the kind, or a range is empty.
+        ValueError: The shape does not fit the kind, a range is empty, or a standard deviation is not positive.
     """
 
     kind: Kind
@@ -65,6 +65,8 @@ class DataSpec:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values but the data has {self.channels} channels.")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std={self.std} must be positive; use 1 for a feature that does not vary.")
 
     @property
     def is_discrete(self) -> bool:

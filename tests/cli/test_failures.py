@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from undiffuse.cli.failures import FAILED, INTERRUPTED, WRONG_USAGE, Interrupted, message, report_failure, usage_message
 from undiffuse.errors import DataError
 from undiffuse.spec import DataSpec
+
+ROOT = Path(__file__).parents[2]
 
 
 def caught(action) -> BaseException:
@@ -86,8 +89,9 @@ def test_wrong_usage_has_a_code_of_its_own(capsys: pytest.CaptureFixture[str]):
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "undiffuse", "info", "nothing-here"]
-    plain = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=tmp_path)
+    plain = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    debugged = subprocess.run([*command, "--debug"], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert "Traceback" not in plain.stderr
     assert "Traceback" in debugged.stderr

@@ -85,7 +85,7 @@ def test_evaluation_options_are_checked(undiffuse: Command, digits_run: Path, te
         (("sample",), ("model", "sample --help")),
         (("sample", "digits", "-n", "many"), ("'-n'", "integer", "sample --help")),
         (("sample", "digits", "--stpes", "3"), ("--stpes", "--steps")),
-        (("train",), ("data or recipe", "train digits")),
+        (("train",), ("name data or a recipe", "train digits")),
         (("train", "digits", "moons"), ("digits and moons", "KEY=VALUE")),
     ],
 )

@@ -52,6 +52,15 @@ def test_training_on_a_folder_of_pictures_needs_no_other_word(undiffuse: Command
     assert read_recipe(labelled["files"][1])["label"] == "cat"
 
 
+def test_a_run_on_the_current_folder_has_the_name_of_the_folder(undiffuse: Command, monkeypatch: pytest.MonkeyPatch):
+    Path("photos").mkdir()
+    monkeypatch.chdir("photos")
+    for number in range(12):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(f"{number}.png")
+    answer = undiffuse("train", ".", *TINY)
+    assert answer.out.splitlines()[-1] == "The model is in runs/photos"
+
+
 def test_a_json_training_keeps_stdout_for_one_object(undiffuse: Command):
     answer = undiffuse("train", "moons", "train.steps=2", "train.batch_size=8", "model.width=16", "--json")
     result = one_object(answer.out)

@@ -97,7 +97,15 @@ def test_the_interval_is_half_open_in_sigma_over_alpha() -> None:
     plain = ClassifierFreeGuidance(denoiser, 3.0)
     embedded = guided.embed(COND, 5)
     exact = denoiser.denoiser
-    for t, active in ((0.1, False), (0.19, False), (0.21, True), (0.5, True), (0.59, True), (0.61, False), (0.9, False)):
+    for t, active in (
+        (0.1, False),
+        (0.19, False),
+        (0.21, True),
+        (0.5, True),
+        (0.59, True),
+        (0.61, False),
+        (0.9, False),
+    ):
         assert guided.calls(t) == (2 if active else 1)
         expected = plain(x, t, embedded).mean if active else exact(x, t, exact.embed(COND, 5)).mean
         torch.testing.assert_close(guided(x, t, embedded).mean, expected, rtol=1e-12, atol=1e-12)
@@ -128,6 +136,16 @@ def test_rescale_gives_back_a_share_of_the_conditional_spread(rescale: float) ->
     plain = null + 4.0 * (conditional - null)
     ratio = conditional.std(1, keepdim=True) / plain.std(1, keepdim=True)
     torch.testing.assert_close(found, plain * (rescale * ratio + 1 - rescale), rtol=1e-12, atol=1e-12)
+
+
+def test_rescale_leaves_a_mean_without_spread_alone() -> None:
+    """One feature has no spread to give back."""
+    process, ends = process_of("rf"), torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    denoiser = MixtureDenoiser(torch.ones(2), ends, torch.ones(2), process, labels=torch.tensor([0, 1]))
+    cond, x = {"label": torch.tensor([0, 1])}, normals(2, 1)
+    plain, rescaled = (ClassifierFreeGuidance(denoiser, 2.0, rescale=r) for r in (0.0, 0.7))
+    embedded = plain.embed(cond, 2)
+    assert torch.equal(rescaled(x, 0.5, embedded).mean, plain(x, 0.5, embedded).mean)
 
 
 @pytest.mark.parametrize("batched", [True, False])

@@ -44,9 +44,7 @@ def spec_mixture(process: GaussianProcess, labels: Tensor | None = None) -> Mixt
     """The 2-D mixture of principles, section 5."""
     means = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.2]], dtype=torch.float64)
     weights = torch.tensor([0.3, 0.4, 0.3], dtype=torch.float64)
-    return MixtureDenoiser(
-        weights, means, torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64), process, labels=labels
-    )
+    return MixtureDenoiser(weights, means, torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64), process, labels=labels)
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:

@@ -18,6 +18,7 @@ from undiffuse.noise import InjectedNoise
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.process.registry import make_schedule
+from undiffuse.process.tables import TableSchedule
 from undiffuse.sampling.registry import make_solver
 
 diffusers = pytest.importorskip("diffusers")
@@ -27,7 +28,12 @@ TABLES = {"linear": ("ddpm", 1e-4, 0.02), "scaled_linear": ("scaled-linear", 0.0
 
 
 def betas(kind: str) -> dict[str, Any]:
-    return {"num_train_timesteps": 1000, "beta_schedule": kind, "beta_start": TABLES[kind][1], "beta_end": TABLES[kind][2]}
+    return {
+        "num_train_timesteps": 1000,
+        "beta_schedule": kind,
+        "beta_start": TABLES[kind][1],
+        "beta_end": TABLES[kind][2],
+    }
 
 
 def gap(ours: Tensor, theirs: Tensor) -> float:
@@ -129,9 +135,7 @@ def test_euler_agrees(kind: str, spacing: str, steps: int) -> None:
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
-def test_dpm_solver_multistep_agrees(
-    algorithm: str, solver_type: str, steps: int, final: str, spacing: str
-) -> None:
+def test_dpm_solver_multistep_agrees(algorithm: str, solver_type: str, steps: int, final: str, spacing: str) -> None:
     process = GaussianProcess(make_schedule("scaled-linear"))
     denoiser, x = spec_mixture(process), normals(16, 2, seed=1)
     theirs = diffusers.DPMSolverMultistepScheduler(
@@ -189,12 +193,10 @@ def test_spacings_that_end_at_the_smallest_level_are_those_of_the_dpm_solvers(sp
 
 
 @pytest.mark.parametrize("kind", list(TABLES))
-def test_tables_are_those_of_diffusers(kind: str) -> None:
-    theirs = diffusers.DDIMScheduler(**betas(kind)).alphas_cumprod.double()
-    ours = torch.tensor(make_schedule(TABLES[kind][0]).alphas_cumprod, dtype=torch.float64)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("rescale", [False, True])
+def test_tables_are_those_of_diffusers(kind: str, rescale: bool) -> None:
+    theirs = diffusers.DDIMScheduler(**betas(kind), rescale_betas_zero_snr=rescale).alphas_cumprod.double()
+    schedule = make_schedule(TABLES[kind][0], zero_terminal_snr=rescale)
+    assert isinstance(schedule, TableSchedule)
+    ours = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
     torch.testing.assert_close(ours, theirs, rtol=3e-5, atol=1e-7)
-    rescaled = diffusers.DDIMScheduler(**betas(kind), rescale_betas_zero_snr=True).alphas_cumprod.double()
-    table = make_schedule(TABLES[kind][0], zero_terminal_snr=True)
-    torch.testing.assert_close(
-        torch.tensor(table.alphas_cumprod, dtype=torch.float64), rescaled, rtol=3e-5, atol=1e-7  # type: ignore[attr-defined]
-    )

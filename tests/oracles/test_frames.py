@@ -73,9 +73,7 @@ def test_equal_times_per_frame_are_a_time_per_item() -> None:
 # -- 3 and the table of 5.1 ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("steps", "told"), [(50, 0.051), (250, 0.011)]
-)
+@pytest.mark.parametrize(("steps", "told"), [(50, 0.051), (250, 0.011)])
 def test_known_frames_in_vector_time_give_the_exact_conditional_law(steps: int, told: float) -> None:
     first = torch.zeros(FRAMES, dtype=torch.float64)
     first[0] = 2.0
@@ -192,7 +190,9 @@ def test_the_error_of_random_paths_falls_like_one_over_the_steps() -> None:
     errors = []
     for rows in (40, 320):
         seeds = range(3)
-        covs = [push(ar1_video(PROCESS), make_solver("ddim"), random_monotone(rows, FRAMES, s), zero, one)[1] for s in seeds]
+        covs = [
+            push(ar1_video(PROCESS), make_solver("ddim"), random_monotone(rows, FRAMES, s), zero, one)[1] for s in seeds
+        ]
         errors.append(sum(distance(c, ar1_cov()) for c in covs) / len(covs))
     assert errors[1] < errors[0] / 4
     assert errors[1] < 0.05
@@ -284,7 +284,12 @@ def test_an_independent_frame_does_not_see_the_times_of_the_others(solver: str) 
 def test_each_item_of_a_batched_grid_equals_its_own_run(solver: str) -> None:
     denoiser, x = ar1_video(PROCESS), normals(2, FRAMES, seed=1)
     grids = [pyramid(10, FRAMES, 2), pyramid(10, FRAMES, -2)]
-    both = run(denoiser, make_solver(solver, **({"lower_final": False} if solver == "dpm++2m" else {})), torch.cat(grids, dim=1), x).x
+    both = run(
+        denoiser,
+        make_solver(solver, **({"lower_final": False} if solver == "dpm++2m" else {})),
+        torch.cat(grids, dim=1),
+        x,
+    ).x
     for i, grid in enumerate(grids):
         rule = make_solver(solver, **({"lower_final": False} if solver == "dpm++2m" else {}))
         torch.testing.assert_close(both[i : i + 1], run(denoiser, rule, grid, x[i : i + 1]).x, rtol=1e-11, atol=1e-11)

@@ -55,7 +55,11 @@ def test_2m_on_a_pyramid_keeps_memory_per_frame(variant: str) -> None:
             l_t, l_s = float(schedule.half_logsnr(t[f])), float(schedule.half_logsnr(s[f]))
             h = l_s - l_t
             decay = math.expm1(-h)
-            alpha, sigma, sigma_t = float(schedule.alpha(s[f])), float(schedule.sigma(s[f])), float(schedule.sigma(t[f]))
+            alpha, sigma, sigma_t = (
+                float(schedule.alpha(s[f])),
+                float(schedule.sigma(s[f])),
+                float(schedule.sigma(t[f])),
+            )
             state[:, f] = sigma / sigma_t * before[:, f] - alpha * decay * mean[:, f]
             past = history[f]
             if past is not None:
@@ -133,8 +137,12 @@ def test_a_ddnm_correction_equals_the_hand_written_loop(name: str, eta: float, e
 
     state = x
     for k, (t, s) in enumerate(itertools.pairwise(grid.tolist())):
-        a, sg = (float(f(torch.tensor(t, dtype=torch.float64))) for f in (process.schedule.alpha, process.schedule.sigma))
-        a_s, sg_s = (float(f(torch.tensor(s, dtype=torch.float64))) for f in (process.schedule.alpha, process.schedule.sigma))
+        a, sg = (
+            float(f(torch.tensor(t, dtype=torch.float64))) for f in (process.schedule.alpha, process.schedule.sigma)
+        )
+        a_s, sg_s = (
+            float(f(torch.tensor(s, dtype=torch.float64))) for f in (process.schedule.alpha, process.schedule.sigma)
+        )
         mean = denoiser(state, t).mean
         corrected = torch.where(mask, values, mean)
         noise = (state - a * (mean if eps == "own" else corrected)) / sg
@@ -150,7 +158,9 @@ def test_every_solver_serves_a_correction_that_keeps_the_noise(solver: str) -> N
     values, mask = torch.tensor([[0.4, 0.0]], dtype=torch.float64), torch.tensor([[True, False]])
     constraint = Inpaint(process, values, mask, "own")
     x = normals(5, 2, seed=1)
-    out = run(spec_mixture(process), make_solver(solver), make_grid(process.schedule, 12), x, constraints=[constraint]).x
+    out = run(
+        spec_mixture(process), make_solver(solver), make_grid(process.schedule, 12), x, constraints=[constraint]
+    ).x
     torch.testing.assert_close(out[:, 0], torch.full((5,), 0.4, dtype=torch.float64), rtol=0, atol=1e-12)
     # a "correction" to the same mean with the network's own noise changes nothing
     nothing = Inpaint(process, values, torch.zeros(1, 2, dtype=torch.bool), "own")
@@ -285,7 +295,9 @@ def test_gradient_steps_on_the_meanflow_loss_lower_it() -> None:
     for step in range(60):
         x0 = 0.3 * noise.normal("data", step, (2,), torch.float64) + 1.0
         times = noise.uniform("time", step, (2,)).sort(dim=1, descending=True).values
-        loss = meanflow_loss(flow_map, x0, noise.normal("step", step, (2,), torch.float64), times[:, 0], times[:, 1]).mean()
+        loss = meanflow_loss(
+            flow_map, x0, noise.normal("step", step, (2,), torch.float64), times[:, 0], times[:, 1]
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

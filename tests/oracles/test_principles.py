@@ -73,9 +73,8 @@ def test_every_conversion_goes_round_to_1e_10(name: str, data_std: float) -> Non
         raw = (mean - skip * x / alpha) / out
         outputs = {"data": mean, "noise": noise, "velocity": velocity, "v": v, "edm": raw}
         for kind, output in outputs.items():
-            torch.testing.assert_close(
-                process.mean_from(kind, output, x, t, data_std), mean, rtol=1e-9, atol=1e-10  # type: ignore[arg-type]
-            )
+            found = process.mean_from(kind, output, x, t, data_std)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-10)
             target = process.target(kind, mean, noise, t, data_std)  # type: ignore[arg-type]
             torch.testing.assert_close(target, output, rtol=1e-9, atol=1e-9)
 
@@ -88,9 +87,8 @@ def test_conversions_are_exact_where_alpha_is_zero(name: str, kind: str) -> None
     x = process.corrupt(mean, 1.0, noise)
     assert torch.equal(x, process.coefficients(1.0, noise)[1] * noise)
     output = process.target(kind, mean, noise, 1.0)  # type: ignore[arg-type]
-    torch.testing.assert_close(
-        process.mean_from(kind, output, x, 1.0), mean, rtol=1e-12, atol=1e-12  # type: ignore[arg-type]
-    )
+    found = process.mean_from(kind, output, x, 1.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, mean, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULE_NAMES)
@@ -154,7 +152,9 @@ def test_euler_in_t_equals_ddim_on_the_straight_line_alone() -> None:
         process = process_of(name)
         denoiser, x = spec_mixture(process), normals(16, 2, seed=1)
         grid = torch.linspace(1.0, 0.0, 9, dtype=torch.float64)
-        gap = float((run(denoiser, make_solver("euler"), grid, x).x - run(denoiser, make_solver("ddim"), grid, x).x).abs().max())
+        gap = float(
+            (run(denoiser, make_solver("euler"), grid, x).x - run(denoiser, make_solver("ddim"), grid, x).x).abs().max()
+        )
         assert gap < bound if bound is not None else gap > 1e-2, (name, gap)
 
 
@@ -225,11 +225,13 @@ def test_solvers_converge_at_their_order_with_the_spec_table_s_errors(
 def test_second_order_holds_on_other_schedules(name: str) -> None:
     process = process_of(name)
     denoiser, x = spec_mixture(process), normals(16, 2, seed=5) * levels(process, 0.99)[1]
-    fine = run(denoiser, make_solver("dpm++2m"), logsnr_grid(process, 1536, 0.99), x).x
+    fine = run(denoiser, make_solver("dpm++2m"), logsnr_grid(process, 768, 0.99), x).x
     for solver in ("heun", "edm-heun", "dpm++2m"):
         errors = [
-            float((run(denoiser, make_solver(solver), logsnr_grid(process, n, 0.99), x).x - fine).square().mean().sqrt())
-            for n in (64, 256)
+            float(
+                (run(denoiser, make_solver(solver), logsnr_grid(process, n, 0.99), x).x - fine).square().mean().sqrt()
+            )
+            for n in (48, 192)
         ]
         assert abs(slope(errors, 4) - 2) < 0.25, (solver, errors)
 
@@ -405,13 +407,13 @@ def test_the_prediction_kind_does_not_change_the_samples(name: str, solver: str)
     process = process_of(name)
     exact, rule = spec_mixture(process), CONTINUOUS_SOLVERS[solver]
     for end in ("zero", "t_min"):
-        grid = make_grid(process.schedule, 6, end=end)  # type: ignore[arg-type]
+        grid = make_grid(process.schedule, 5, end=end)  # type: ignore[arg-type]
         x = normals(8, 2, seed=2) * levels(process, 1.0)[1]
         expected = run(exact, rule, grid, x).x
         for kind in KINDS:
             if kind == "noise" and levels(process, 1.0)[0] == 0.0:
                 continue  # noise says nothing about the data there; see the next test
-            for data_std in (1.0, 0.5):
+            for data_std in (1.0, 0.5) if kind == "edm" else (1.0,):
                 found = run(ExactNetwork(exact, kind, data_std), rule, grid, x).x  # type: ignore[arg-type]
                 torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 

@@ -78,7 +78,7 @@ def test_zero_is_the_clean_end_and_one_is_noise(schedule: Schedule) -> None:
     assert float(schedule.time(torch.tensor(-60.0, dtype=torch.float64))) == pytest.approx(1.0, abs=1e-12)
     useful = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     assert bool(schedule.half_logsnr(useful).isfinite().all())
-    assert float(schedule.alpha(ends)[1] / schedule.sigma(ends)[1]) < 0.08
+    assert float(schedule.alpha(ends)[1] / schedule.sigma(ends)[1]) < 0.13
     if schedule.name in ("trig", "rf", "cosine"):
         assert float(schedule.alpha(ends)[1]) == 0.0
 
@@ -185,8 +185,7 @@ def test_unknown_names_and_options_are_refused_naming_the_nearest() -> None:
 def test_a_time_warp_keeps_its_ends_and_inverts(shift: float) -> None:
     warp, t = TimeWarp(shift), torch.linspace(0, 1, 11, dtype=torch.float64, requires_grad=True)
     out = warp(t)
-    assert float(out[0]) == 0.0
-    assert float(out[-1]) == 1.0
+    assert out.detach()[[0, -1]].tolist() == [0.0, 1.0]
     torch.testing.assert_close(warp.inverse(out), t, rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(torch.autograd.grad(out.sum(), t)[0], warp.slope(t), rtol=1e-13, atol=0)
     inner = t.detach()[1:-1]

@@ -62,12 +62,14 @@ def test_both_ways_of_keeping_the_graph_give_the_gradient_of_finite_differences(
             for sign in (d, -d):
                 denoiser = tiny()
                 with torch.no_grad():
-                    denoiser.backbone.weight[i, j] += sign  # type: ignore[index, union-attr]
+                    denoiser.backbone.weight[i, j] += sign  # type: ignore[index, operator, union-attr]
                 values.append(float(loss(denoiser, start, False)))
             numeric[i, j] = (values[0] - values[1]) / (2 * d)
     torch.testing.assert_close(found[0][1], numeric, rtol=1e-6, atol=1e-7)
     direction = normals(3, 2, seed=3)
-    along = (float(loss(tiny(), start + d * direction, False)) - float(loss(tiny(), start - d * direction, False))) / (2 * d)
+    along = (float(loss(tiny(), start + d * direction, False)) - float(loss(tiny(), start - d * direction, False))) / (
+        2 * d
+    )
     assert float((found[0][2] * direction).sum()) == pytest.approx(along, rel=1e-6, abs=1e-7)
 
 

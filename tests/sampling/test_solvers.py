@@ -32,10 +32,10 @@ def test_evaluations_counted_equal_evaluations_promised(name: str, solver: str) 
     network = ExactNetwork(spec_mixture(process), "v")
     x = normals(3, 2, seed=1)
     for end, expected in (("zero", to_zero), ("t_min", to_zero if solver in ONE_CALL else to_zero + 1)):
-        network.backbone.calls = 0
+        before = network.network_calls
         grid = make_grid(process.schedule, STEPS, end=end)  # type: ignore[arg-type]
         result = run(network, rule, grid, x)
-        assert network.network_calls == result.nfe == rule.plan(process, grid).evaluations == expected
+        assert network.network_calls - before == result.nfe == rule.plan(process, grid).evaluations == expected
 
 
 class NeverAtZero(Wrapper):
@@ -61,15 +61,15 @@ def test_the_last_step_lands_on_the_posterior_mean(name: str, steps: int, solver
     assert torch.equal(end, posts[-1])
 
 
-@pytest.mark.parametrize("name", ["vp", "rf", "trig"])
+@pytest.mark.parametrize("name", ["vp", "rf"])
 @pytest.mark.parametrize("shape", ["t", "logsnr", "karras", "quadratic", "beta"])
 def test_every_solver_walks_every_grid_to_the_data(name: str, shape: str) -> None:
     process = process_of(name)
     denoiser, x = spec_mixture(process), normals(64, 2, seed=1)
-    fine = run(denoiser, make_solver("dpm++2m"), make_grid(process.schedule, 400), x).x
+    fine = run(denoiser, make_solver("dpm++2m"), make_grid(process.schedule, 150), x).x
     for solver in ("ddim", "heun", "edm-heun", "dpm++2m"):
-        end = run(denoiser, make_solver(solver), make_grid(process.schedule, 60, shape), x).x  # type: ignore[arg-type]
-        # Few land in another component: the median is the measure. 60 first-order steps are within 0.1.
+        end = run(denoiser, make_solver(solver), make_grid(process.schedule, 40, shape), x).x  # type: ignore[arg-type]
+        # Few land in another component: the median is the measure. 40 first-order steps are within 0.1.
         assert float((end - fine).abs().median()) < 0.1, solver
 
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from undiffuse.models import Model
     from undiffuse.report import Section
 
-_DIGITS_SECONDS, _TEXT_SECONDS = 165.0, 90.0
+_DIGITS_SECONDS, _TEXT_SECONDS = 150.0, 90.0
 _PROBE_STEPS = 24
 _SHAKESPEARE = Path("../shared/data/text/tinyshakespeare.txt")
 _GUIDANCE = 2.0
 _ROWS = 8  # samples of each class
-_EVALUATED = 1000
+_EVALUATED = 500
 _TEXTS = 32  # samples of text judged: drawing one takes as many network calls as it has characters
 
 
@@ -99,11 +99,13 @@ def _trained(output: Output, source: str, recipe: str, folder: Path, seconds: fl
         Interrupted: The user stopped it.
     """
     from undiffuse.cli.failures import Interrupted
+    from undiffuse.training.recipe import recipe_layer
     from undiffuse.training.run import train
 
     steps = _steps(source, recipe, folder, seconds, seed)
     output.say(f"\nTraining on {source}: {steps} steps, about {seconds:.0f} s at most.", "bold")
-    overrides = (f"train.steps={steps}", f"train.seed={seed}")
+    warmup = min(recipe_layer(recipe)["train"]["warmup"], steps // 10)  # a slow machine makes too few steps for more
+    overrides = (f"train.steps={steps}", f"train.warmup={warmup}", f"train.seed={seed}")
     with output.progress() as listener:
         run = train(source, recipe, out=folder, overrides=overrides, listener=listener)
     if not run.finished:
@@ -125,8 +127,8 @@ def _steps(source: str, recipe: str, folder: Path, seconds: float, seed: int) ->
 
 def _steps_per_second(source: str, recipe: str, seed: int) -> float:
     """Measure the speed of training in a few steps, the first third as warm-up."""
-    from undiffuse.training.run import train
     from undiffuse.training.log import read_log
+    from undiffuse.training.run import train
 
     part = _PROBE_STEPS // 3
     overrides = (

@@ -103,10 +103,11 @@ def _write(found: Found, result: Evaluation, folder: Path) -> dict[str, Any]:
     import json
 
     from undiffuse.report import Report, evaluation_section, run_report
+    from undiffuse.training.folder import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     figures = folder / "metrics.json"
-    figures.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(figures, json.dumps(result.to_json(), indent=1) + "\n")
     if found.folder is not None and folder.resolve() == found.folder.resolve():
         return {"metrics": figures, "report": run_report(folder, evaluation=result)}
     report = Report(f"Evaluation of {found.name}", repr(found.model), [evaluation_section(result)])

@@ -27,7 +27,7 @@ def report_failure(error: BaseException) -> int:
     if isinstance(error, SystemExit | typer.Exit):
         return _exit_code(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
-        _print("interrupted", str(error) or "nothing was lost that was written before; run the same command again.")
+        _print("interrupted", str(error) or "what was written before is kept; run the same command again.")
         return INTERRUPTED
     usage = usage_message(error)
     if usage is not None:

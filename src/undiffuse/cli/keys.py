@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_keys(output: Output, recipe: str | None = None) -> None:
-    """Print the table of keys; with a recipe's name, its values in place of the defaults where they differ."""
+    """Print the table of keys with their defaults, and before it what a named recipe sets."""
     from undiffuse.config import describe
     from undiffuse.training.recipe import Recipe
 
@@ -17,7 +17,7 @@ def show_keys(output: Output, recipe: str | None = None) -> None:
     set_here = _values(recipe) if recipe is not None else {}
     if recipe is not None:
         output.say(f"Recipe {recipe}. Keys that it sets:")
-        output.pairs({key: value for key, value in set_here.items()})
+        output.pairs(set_here)
         output.say("\nAll keys:")
     output.table(("key", "type", "default", "meaning"), [tuple(row) for row in rows])
     output.result({"recipe": recipe, "sets": set_here, "keys": [row._asdict() for row in rows]})

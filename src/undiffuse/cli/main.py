@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from undiffuse.cli.failures import report_failure
+from undiffuse.cli.failures import INTERRUPTED, report_failure
 
 COMMANDS = {
     "train": ("undiffuse.cli.train:train", "Train a model on your data, or go on with a run."),
@@ -41,33 +41,48 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"] or ["--help"]
     try:
-        return _exit_code(_build(words)(args=words, prog_name="undiffuse", standalone_mode=False))
+        if words[0] in COMMANDS:
+            return _call(_sub_command(words[0]), f"undiffuse {words[0]}", words[1:])
+        return _call(_overview(), "undiffuse", words)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             raise
         return report_failure(error)
 
 
-def _exit_code(returned: Any) -> int:
+def _call(app: typer.Typer, name: str, words: list[str]) -> int:
+    returned = app(args=words, prog_name=name, standalone_mode=False)
+    if returned == INTERRUPTED:  # how typer passes Ctrl-C on
+        raise KeyboardInterrupt
     return returned if isinstance(returned, int) else 0
 
 
-def _build(words: Sequence[str]) -> typer.Typer:
-    """Return the command with the sub-command that `words` name loaded, and the others by name only."""
-    app = typer.Typer(
-        rich_markup_mode=None,  # the rich help pages cost more than everything else here together
-        add_completion=False,
-        context_settings=_CONTEXT,
-        help="One denoiser, every task: train diffusion models on your own data and use them.",
-        epilog=_EPILOG,
-    )
-    app.callback()(_options)
-    wanted = next((word for word in words if not word.startswith("-")), None)
-    for name, (location, summary) in COMMANDS.items():
-        function = _load(location) if name == wanted else _not_loaded
-        epilog = getattr(sys.modules.get(function.__module__), "EPILOG", None)
-        app.command(name, short_help=summary, epilog=epilog, context_settings=_CONTEXT)(function)
+def _sub_command(name: str) -> typer.Typer:
+    """Return one sub-command as a command of its own.
+
+    Inside a group, typer would read the options of the group first, and load pydantic for that even where help is all
+    that was asked for.
+    """
+    location, summary = COMMANDS[name]
+    function = _load(location)
+    app = _typer()
+    epilog = getattr(sys.modules[function.__module__], "EPILOG", None)
+    app.command(name, short_help=summary, epilog=epilog, context_settings=_CONTEXT)(function)
     return app
+
+
+def _overview() -> typer.Typer:
+    """Return the command as a group whose sub-commands are listed but not loaded."""
+    app = _typer(help="One denoiser, every task: train diffusion models on your own data and use them.", epilog=_EPILOG)
+    app.callback()(_options)
+    for name, (_, summary) in COMMANDS.items():
+        app.command(name, short_help=summary)(_not_loaded)
+    return app
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    """Return an app with plain help pages: rich ones cost more than everything else here together."""
+    return typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=_CONTEXT, **settings)
 
 
 def _load(location: str) -> Callable[..., Any]:
@@ -76,7 +91,7 @@ def _load(location: str) -> Callable[..., Any]:
 
 
 def _not_loaded() -> None:
-    """Stand in for a sub-command that this command line does not name."""
+    """Stand in for a sub-command in the overview, which only lists them."""
 
 
 def _show_version(asked: bool) -> None:

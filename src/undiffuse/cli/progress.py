@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from undiffuse.cli.output import Output
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 110  # columns of a terminal that has room for more than one figure
 
 
 class Bars:
@@ -22,6 +23,7 @@ class Bars:
         self.output = output
         self.bars: dict[str, TaskID] = {}
         self.progress = _bars(output)
+        self.most_figures = 3 if output.console.width >= _WIDE else 1
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -48,7 +50,7 @@ class Bars:
         task = next(task for task in self.progress.tasks if task.id == bar)
         shown = {"rate": f"{task.speed:.3g} {task.fields['unit']}s/s"} if task.speed else {}
         if event.info:
-            shown["figures"] = figures(event.info)
+            shown["figures"] = figures(event.info, self.most_figures)
         self.progress.update(bar, **shown)  # type: ignore[arg-type]
 
 
@@ -90,9 +92,9 @@ class Lines:
         self.output.say(f"{line}, {figures(self.info)}" if self.info else line)
 
 
-def figures(info: dict[str, float]) -> str:
-    """Return figures as "loss 0.123, lr 0.001"."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in info.items())
+def figures(info: dict[str, float], most: int = 3) -> str:
+    """Return the first `most` figures as "loss 0.123, lr 0.001"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(info.items())[:most])
 
 
 def duration(seconds: float) -> str:
@@ -107,23 +109,15 @@ def _say(output: Output, event: Message) -> None:
 
 
 def _bars(output: Output) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """Return the bar, narrow enough for 80 columns."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left {task.fields[figures]}"),
         console=output.console,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -90,7 +89,8 @@ def train(
     target = read_words(words or [], recipe, out)
     options = {"train.seed": seed, "train.device": device, "train.precision": precision}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    _finish(output, _train(output, target._replace(overrides=target.overrides + given)))
+    target = target._replace(overrides=target.overrides + given)
+    _finish(output, _train(output, target), target)
 
 
 def read_words(words: list[str], recipe: str | None, out: Path | None) -> Target:
@@ -106,7 +106,7 @@ def read_words(words: list[str], recipe: str | None, out: Path | None) -> Target
         raise typer.BadParameter(f"one data set or recipe at a time, not {' and '.join(named)}; changes are KEY=VALUE")
     if not named:
         if recipe is None and not any(word.startswith("data.source=") for word in overrides):
-            raise typer.BadParameter("Missing data or recipe, for example: undiffuse train digits")
+            raise typer.BadParameter("nothing to train on; name data or a recipe, for example: undiffuse train digits")
         return Target(None, recipe, out, overrides)
     word = named[0]
     if recipe is None and _is_recipe(word):
@@ -154,12 +154,19 @@ def _train(output: Output, target: Target) -> Run:
     return run
 
 
-def _finish(output: Output, run: Run) -> None:
+def _finish(output: Output, run: Run, target: Target) -> None:
     from undiffuse.report import run_report
 
-    report = run_report(run.folder, command=shlex.join(["undiffuse", *sys.argv[1:]]))
+    report = run_report(run.folder, command=_command(run, target))
     output.say(f"The report is {report}. Draw samples with: undiffuse sample {shlex.quote(str(run.folder))} -n 64")
     output.finish(f"The model is in {run.folder}", _result(run, report))
+
+
+def _command(run: Run, target: Target) -> str:
+    """Return the command that does it again."""
+    recipe = ["--recipe", target.recipe] if target.source and target.recipe else [target.recipe]
+    words = ["undiffuse", "train", target.source, *recipe, *target.overrides, "--out", str(run.folder)]
+    return shlex.join(word for word in words if word)
 
 
 def _result(run: Run, report: Path) -> dict[str, Any]:

@@ -138,5 +138,6 @@ class ClassifierFreeGuidance(Wrapper):
         if not self.rescale:
             return guided
         axes = tuple(range(1, guided.ndim))
-        ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        spread = guided.std(axes, correction=0, keepdim=True)
+        ratio = torch.where(spread > 0, conditional.std(axes, correction=0, keepdim=True) / spread, 1.0)
         return self.rescale * ratio * guided + (1 - self.rescale) * guided

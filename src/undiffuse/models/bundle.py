@@ -51,7 +51,7 @@ def load(name: str | Path) -> Model:
     try:
         spec = DataSpec.from_json(config["spec"])
         denoiser = denoiser_from_json(config, spec)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / _CONFIG} does not describe a model ({error}); restore it or train again."
         ) from error

@@ -106,7 +106,7 @@ class TableSchedule(Schedule):
 
     def _logsnr_slope(self, t: Tensor) -> Tensor:
         low, high, _ = self._cell(t)
-        return torch.where(t >= self.t_min, (high - low) * len(self.alphas_cumprod), 0.0)
+        return (high - low) * len(self.alphas_cumprod)  # below t_min that of t_min, so that velocities stay invertible
 
     def _time(self, half_logsnr: Tensor) -> Tensor:
         knots = self._knots.to(half_logsnr.device)

@@ -92,7 +92,7 @@ def train(
     """
     layers = override_layers(overrides, **options)
     chosen, dataset = choose(source, recipe, layers)
-    folder = make_folder(Path(out) if out is not None else Path("runs") / Path(chosen.data.source).stem)
+    folder = make_folder(Path(out) if out is not None else Path("runs") / Path(chosen.data.source).resolve().stem)
     devices = Devices(chosen.train)
     prepared = prepare(chosen, dataset, devices.share.size)
     if not devices.is_main:

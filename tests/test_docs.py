@@ -1,0 +1,219 @@
+"""The documentation is true: its code runs, its commands exist, its errors are what is printed, its links lead somewhere.
+
+Python blocks of a page share a namespace and run in a folder with small data. Trainings and evaluations in them are cut
+short: the calls are rewritten to a few steps and samples. A block after `<!-- not run: reason -->` is left out.
+Lines of shell blocks are parsed, not run. Lines after `$` in console blocks are run, and must print the lines below.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from undiffuse.cli import main as command
+from undiffuse.config import resolve
+from undiffuse.training.recipe import RECIPES, Recipe, recipe_layer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+SHORT = {"train": {"steps": 2, "batch_size": 4, "preview_every": 0}, "evaluate": {"n": 20}}
+TINY = ("train.steps=2", "train.batch_size=8", "train.preview_every=0")
+
+
+class Block(NamedTuple):
+    """A fenced block: language, text, the number of its first line, and why it is not run, if it says so."""
+
+    language: str
+    text: str
+    line: int
+    reason: str | None
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = (
+        Block(m["language"], m["text"], text.count("\n", 0, m.start("text")) + 1, m["reason"])
+        for m in FENCE.finditer(text)
+    )
+    return [block for block in found if block.language in languages]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def with_blocks(*languages: str) -> list[Any]:
+    return [pytest.param(page, id=name(page)) for page in PAGES if blocks(page, *languages)]
+
+
+# -- the world in which pages run -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that pages speak of: pictures, a text, broken data, and two runs of two steps."""
+    root = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    for place in [f"photos/{kind}/{i}" for kind in ("cats", "dogs") for i in range(10)] + [
+        f"broken/{i}" for i in range(6)
+    ]:
+        path = root / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(path)
+    for i in range(2):
+        (root / "broken" / f"{i}.png").write_bytes(b"no picture")
+    (root / "empty").mkdir()
+    holes = np.zeros((40, 2))
+    holes[3, 1] = np.nan
+    np.save(root / "holes.npy", holes)
+    (root / "notes.txt").write_text("the river is wide and slow, and all the boats are home. " * 60, encoding="utf-8")
+    (root / "short.txt").write_text("too short", encoding="utf-8")
+    runs = root / "runs"
+    assert command.run(["train", "digits", "model.channels=8", *TINY, "--out", str(runs / "digits")]) == 0
+    small = ("model.width=16", "model.depth=1", "model.heads=2")
+    assert command.run(["train", "prose", *small, *TINY, "--out", str(runs / "text")]) == 0
+    return root
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world, as the working directory."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- python -----------------------------------------------------------------------------------------
+
+
+class Shorten(ast.NodeTransformer):
+    """Give calls of `ud.train` and `ud.evaluate` the keywords of `SHORT`."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = node.func
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "ud":
+            given = SHORT.get(called.attr, {})
+            kept = [keyword for keyword in node.keywords if keyword.arg not in given]
+            node.keywords = kept + [ast.keyword(key, ast.Constant(value)) for key, value in given.items()]
+        return node
+
+
+def test_shortening_replaces_the_steps_of_a_training_and_nothing_else() -> None:
+    tree = ast.parse("run = ud.train('photos/', steps=20_000, out='x'); model.sample(64, steps=7)")
+    assert ast.unparse(Shorten().visit(tree)) == (
+        "run = ud.train('photos/', out='x', steps=2, batch_size=4, preview_every=0)\nmodel.sample(64, steps=7)"
+    )
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_the_python_of_a_page_runs(page: Path, here: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    run = 0
+    for block in blocks(page, "python"):
+        if block.reason is None:
+            padded = "\n" * (block.line - 1) + block.text  # so that errors name the line of the page
+            tree = ast.fix_missing_locations(Shorten().visit(ast.parse(padded, name(page))))
+            exec(compile(tree, str(page), "exec"), namespace)
+            run += 1
+    assert run, "a page whose code is never run promises nothing"
+
+
+# -- commands ---------------------------------------------------------------------------------------
+
+
+def command_lines() -> Iterator[Any]:
+    for page in PAGES:
+        for block in blocks(page, "sh", "bash", "shell"):
+            for number, line in enumerate(block.text.splitlines(), block.line):
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield pytest.param(words, id=f"{name(page)}:{number}")
+
+
+@pytest.mark.parametrize("words", command_lines())
+def test_a_command_line_is_one_that_exists(words: list[str]) -> None:
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([a-z.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert [word for word in rest if "=" not in word and word not in targets] == []
+    elif program == "undiffuse":
+        check_usage(rest)
+    else:
+        assert words[:2] in (["pip", "install"], ["python", "docs/make_pictures.py"]), words
+
+
+def check_usage(words: list[str]) -> None:
+    """Parse a line of `undiffuse` without running it; keys of a recipe are resolved."""
+    app = command._sub_command(words[0])
+    typer.main.get_command(app).make_context(words[0], words[1:])
+    keys = [word for word in words[1:] if re.match(r"[a-z]+(\.\w+)?=", word)]
+    if words[0] == "train" and keys:
+        source, chosen = words[1], "text" if words[1].endswith(".txt") else "image"
+        resolve(Recipe, recipe_layer(source if source in RECIPES else chosen), keys)
+
+
+def test_a_line_with_an_unknown_option_or_key_would_be_noticed() -> None:
+    for line in ("sample digits --labels 3", "train photos train.stesp=3", "smaple digits"):
+        with pytest.raises(Exception):  # noqa: B017  each layer has its own
+            check_usage(line.split())
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+def test_a_page_shows_the_errors_that_are_printed(page: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks(page, "console"):
+        for line, expected in sessions(block.text):
+            capsys.readouterr()
+            program, *words = shlex.split(line)
+            assert program == "undiffuse"
+            code = command.run(words)
+            printed = capsys.readouterr().err.splitlines()
+            assert printed == expected, f"{name(page)}, block at line {block.line}: {line}"
+            assert code != 0
+
+
+def sessions(text: str) -> list[tuple[str, list[str]]]:
+    """Split a console block into (command, lines printed)."""
+    parts = re.split(r"^\$ ", text, flags=re.M)[1:]
+    return [(first, rest) for first, *rest in (part.splitlines() for part in parts)]
+
+
+# -- links and pictures -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name(page)) for page in PAGES])
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = [target.partition("#")[0] for target in LINK.findall(prose) if "://" not in target]
+    missing = [target for target in targets if target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f": {page.relative_to(ROOT / 'docs')}" in navigation
+
+
+def test_every_picture_is_small_sharp_and_shown() -> None:
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = sorted((ROOT / "docs" / "pictures").glob("*.png"))
+    assert pictures
+    for picture in pictures:
+        assert picture.stat().st_size <= 60_000, picture
+        assert f"pictures/{picture.name}" in shown, picture
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+            assert image.width >= 400
