@@ -17,18 +17,7 @@ import torch
 from undiffuse.data import open_data, split
 from undiffuse.metrics import evaluate
 from undiffuse.training import train
-
-PROBE_STEPS = 20
-
-
-def steps_within(source: str, seconds: float) -> int:
-    """Return how many steps of the recipe fit, from the speed of a short run."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = train(source, "text", out=folder, steps=PROBE_STEPS, checkpoint_every=10_000, preview_every=0)
-        start = time.perf_counter()
-        train(source, "text", out=f"{folder}/b", steps=PROBE_STEPS, checkpoint_every=10_000, preview_every=0)
-        assert run.finished
-        return max(PROBE_STEPS, int(PROBE_STEPS * seconds / (time.perf_counter() - start)))
+from undiffuse.training.pace import steps_within
 
 
 def main() -> None:
@@ -38,7 +27,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("overrides", nargs="*", help="group.key=value")
     asked = parser.parse_args()
-    steps = steps_within(asked.text, 0.97 * 60 * asked.minutes)
+    steps = steps_within(asked.text, "text", 0.97 * 60 * asked.minutes, asked.overrides)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = train(

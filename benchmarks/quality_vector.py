@@ -15,23 +15,15 @@ import torch
 from undiffuse.data import open_data, split
 from undiffuse.metrics import evaluate
 from undiffuse.training import train
+from undiffuse.training.pace import steps_within
 
 SOURCES = ("mixture3", "moons")
-PROBE_STEPS = 200
 ASKED = 2.0
-
-
-def steps_within(source: str, seconds: float) -> int:
-    """Return how many steps of the recipe fit, from the speed of a short run."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        train(source, "vector", out=folder, steps=PROBE_STEPS, checkpoint_every=10_000, preview_every=0)
-        return max(PROBE_STEPS, int(PROBE_STEPS * seconds / (time.perf_counter() - start)))
 
 
 def measure(source: str, seconds: float) -> dict[str, float]:
     """Train for the time given and compare 4000 samples with as many held-out points."""
-    steps = min(steps_within(source, 0.9 * seconds), 20_000)
+    steps = min(steps_within(source, "vector", 0.9 * seconds), 20_000)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = train(source, "vector", out=folder, steps=steps, checkpoint_every=100_000, preview_every=0)

@@ -172,8 +172,8 @@ def draw_solvers() -> Drawn:
 
 def logsnr_grid(process: ud.GaussianProcess, steps: int, last: float) -> Tensor:
     """Times uniform in half log-SNR from 1 to `last`."""
-    ends = process.schedule.half_logsnr(torch.tensor([1.0, last], dtype=torch.float64)).tolist()
-    times = process.schedule.time(torch.linspace(*ends, steps + 1, dtype=torch.float64))
+    low, high = process.schedule.half_logsnr(torch.tensor([1.0, last], dtype=torch.float64)).tolist()
+    times = process.schedule.time(torch.linspace(low, high, steps + 1, dtype=torch.float64))
     times[0] = 1.0
     return times
 
@@ -185,7 +185,8 @@ def plot_solvers(lines: dict[str, list[tuple[int, float]]]) -> Figure:
         calls, errors = zip(*points, strict=True)
         axes[0].loglog(calls, errors, "o-", color=colour, markersize=3.5, linewidth=1.4, label=solver)
     axes[0].legend(frameon=False, loc="lower left", labelcolor="linecolor")
-    axes[0].set_xticks([4, 8, 16, 32, 64, 128, 256, 512], [4, 8, 16, 32, 64, 128, 256, 512])
+    ticks = [4, 8, 16, 32, 64, 128, 256, 512]
+    axes[0].set_xticks(ticks, [str(tick) for tick in ticks])
     axes[0].minorticks_off()
     axes[0].set_xlabel("network evaluations per sample")
     axes[0].set_ylabel("distance to the exact end point (rms)")
@@ -249,7 +250,7 @@ def plot_frames(lines: dict[str, list[float]]) -> Figure:
 
 def draw_mixture() -> Drawn:
     """Real points beside those of a model trained on them by the vector recipe."""
-    figure, axes = plot_figure(4, width=8.6, height=2.2)
+    figure, axes = plot_figure(4, width=8.6, height=2.5)
     numbers: dict[str, Any] = {}
     for place, source in enumerate(("moons", "mixture3")):
         with tempfile.TemporaryDirectory() as folder:
@@ -267,12 +268,12 @@ def draw_mixture() -> Drawn:
 
 
 def scatter(axes: Axes, points: Tensor, colour: str, title: str, frame: Tensor) -> None:
-    """Points in the part of the plane where `frame` has points, axes left out."""
+    """Points in the square where `frame` has points, axes left out."""
     low, high = frame.amin(0), frame.amax(0)
-    margin = 0.06 * (high - low)
-    axes.set_xlim(*(float(v) for v in (low[0] - margin[0], high[0] + margin[0])))
-    axes.set_ylim(*(float(v) for v in (low[1] - margin[1], high[1] + margin[1])))
-    axes.scatter(*points.T, s=1.2, color=colour, linewidths=0, alpha=0.6)
+    middle, half = 0.5 * (low + high), 0.54 * float((high - low).max())
+    axes.set_xlim(float(middle[0]) - half, float(middle[0]) + half)
+    axes.set_ylim(float(middle[1]) - half, float(middle[1]) + half)
+    axes.scatter(points[:, 0], points[:, 1], s=1.2, color=colour, linewidths=0, alpha=0.6)
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_aspect("equal")
     axes.set_axis_off()
@@ -286,13 +287,13 @@ def pixel_figure(width: int, height: int) -> Figure:
     return plt.figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
 
 
-def paste(figure: Figure, pixels: np.ndarray, x: float, y: float) -> None:
+def paste(figure: Figure, pixels: np.ndarray, x: int, y: int) -> None:
     """Put uint8 pixels (H, W, 1) into a figure, unscaled, the lower left corner at (x, y)."""
     grey = pixels[..., 0] / 255.0
     figure.figimage(np.repeat(grey[..., None], 3, axis=2), x, y, origin="upper")
 
 
-def write(figure: Figure, text: str, x: float, y: float, **alignment: str) -> None:
+def write(figure: Figure, text: str, x: float, y: float, **alignment: Any) -> None:
     """Write at a place given in pixels."""
     width, height = figure.get_size_inches() * figure.dpi
     figure.text(x / width, y / height, text, fontsize=9, color=INK, linespacing=1.4, **alignment)

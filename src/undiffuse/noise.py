@@ -91,7 +91,11 @@ class KeyedNoise:
 
 
 class RecordedNoise:
-    """Passes another source through and keeps what was drawn in `record`, by (stream, step)."""
+    """Passes another source through and keeps what was drawn in `record`, by (stream, step).
+
+    Raises:
+        ValueError: One (stream, step) is drawn in two shapes or dtypes.
+    """
 
     def __init__(self, source: NoiseSource) -> None:
         self.source = source
@@ -99,11 +103,17 @@ class RecordedNoise:
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return and record standard normal numbers (B, *shape)."""
-        return self.record.setdefault((stream, step), self.source.normal(stream, step, shape, dtype))
+        return self._keep(stream, step, self.source.normal(stream, step, shape, dtype))
 
     def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Return and record float64 numbers in [0, 1), (B, *shape)."""
-        return self.record.setdefault((stream, step), self.source.uniform(stream, step, shape))
+        return self._keep(stream, step, self.source.uniform(stream, step, shape))
+
+    def _keep(self, stream: str, step: int, drawn: Tensor) -> Tensor:
+        kept = self.record.setdefault((stream, step), drawn)
+        if kept.shape != drawn.shape or kept.dtype != drawn.dtype:
+            raise ValueError(f"stream {stream!r}, step {step} was drawn twice in different shapes; a record keeps one.")
+        return kept
 
 
 class InjectedNoise:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.oracles.continuous import CONTINUOUS_SOLVERS, normals, process_of, run, spec_mixture
-from undiffuse.noise import NoiseSource
-from undiffuse.process.grids import make_grid, sync
+from undiffuse.errors import PlanError
+from undiffuse.noise import KeyedNoise, NoiseSource
+from undiffuse.process.grids import known, make_grid, sync
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint, Known, Replacement
+from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
 
 
@@ -103,3 +105,24 @@ def test_known_values_may_be_of_another_dtype_and_broadcast() -> None:
         spec_mixture(process), make_solver("ddim"), make_grid(process.schedule, 3), normals(3, 2), constraints=[known]
     ).x
     assert torch.equal(end[:, 0], torch.full((3,), 0.5, dtype=torch.float64))
+
+
+def test_known_frames_need_no_start_of_their_own() -> None:
+    process = process_of("trig")
+    denoiser = spec_mixture(process)
+    values, mask = normals(2, 2, seed=4), torch.tensor([[True, False]])
+    grid = known(make_grid(process.schedule, 6), 2, [0])
+    noise = KeyedNoise(0, range(2))
+    given: dict[str, Any] = {
+        "noise": noise,
+        "shape": (2,),
+        "solver": make_solver("dpm++2m"),
+        "grid": grid,
+        "dtype": torch.float64,
+    }
+    rule = Known(values, mask)
+    start = torch.where(mask, values, process.prior(noise.normal("init", 0, (2,), torch.float64)))
+    alone = sample(denoiser, constraints=[rule], **given).x
+    assert torch.equal(alone, sample(denoiser, constraints=[rule], start=start, **given).x)
+    with pytest.raises(PlanError, match="[Gg]ive start"):
+        sample(denoiser, **given)

@@ -5,7 +5,6 @@ The time is a budget: a few steps tell the speed of the machine, and the number 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from undiffuse.report import Section
 
 _DIGITS_SECONDS, _TEXT_SECONDS = 150.0, 90.0
-_PROBE_STEPS = 24
 _SHAKESPEARE = Path("../shared/data/text/tinyshakespeare.txt")
 _GUIDANCE = 2.0
 _ROWS = 8  # samples of each class
@@ -116,31 +114,14 @@ def _trained(output: Output, source: str, recipe: str, folder: Path, seconds: fl
 def _steps(source: str, recipe: str, folder: Path, seconds: float, seed: int) -> int:
     """Return the steps of a run begun before, or else those that fit the time on this machine, the recipe's at most."""
     from undiffuse.cli.places import read_run_recipe
+    from undiffuse.training.pace import steps_within
     from undiffuse.training.recipe import recipe_layer
 
     begun = read_run_recipe(folder)
     if begun is not None:
         return begun.train.steps
-    fitting = int(seconds * _steps_per_second(source, recipe, seed))
-    return max(1, min(fitting, recipe_layer(recipe)["train"]["steps"]))
-
-
-def _steps_per_second(source: str, recipe: str, seed: int) -> float:
-    """Measure the speed of training in a few steps, the first third as warm-up."""
-    from undiffuse.training.log import read_log
-    from undiffuse.training.run import train
-
-    part = _PROBE_STEPS // 3
-    overrides = (
-        f"train.steps={_PROBE_STEPS}",
-        f"train.log_every={part}",
-        "train.preview_every=0",
-        f"train.seed={seed}",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        train(source, recipe, out=folder, overrides=overrides)
-        rows = [row for row in read_log(Path(folder) / "log.jsonl") if "loss" in row]
-    return (rows[-1]["step"] - rows[0]["step"]) / max(rows[-1]["seconds"] - rows[0]["seconds"], 1e-9)
+    fitting = steps_within(source, recipe, seconds, [f"train.seed={seed}"])
+    return min(fitting, recipe_layer(recipe)["train"]["steps"])
 
 
 def _class_grid(model: Model, scale: float, seed: int) -> NDArray[np.uint8]:

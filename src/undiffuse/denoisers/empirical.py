@@ -34,6 +34,8 @@ class EmpiricalDenoiser(Denoiser):
     """
 
     process: GaussianProcess
+    data: Tensor
+    labels: Tensor | None
 
     def __init__(
         self,
@@ -50,9 +52,8 @@ class EmpiricalDenoiser(Denoiser):
         if labels is not None and labels.shape != (len(data),):
             raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(data)},).")
         self.register_buffer("data", data.double(), persistent=False)
-        self.data: Tensor
         self.process = process
-        self.labels = labels
+        self.register_buffer("labels", labels, persistent=False)
         self.chunk = chunk
         self.spec = spec
 
@@ -81,14 +82,14 @@ class EmpiricalDenoiser(Denoiser):
         """Keep "label" as a number per row, (B, 1); -1 is the null, which allows every item."""
         if self.labels is None or {*(cond or {}), *(drop or {})} - {"label"}:
             return super().embed(cond, batch, drop)
-        wanted = torch.full((batch,), -1)
+        wanted = torch.full((batch,), -1, device=self.labels.device)
         if cond and "label" in cond:
-            wanted = cond["label"].cpu()
+            wanted = cond["label"].to(self.labels.device)
             unknown = ~torch.isin(wanted, self.labels)
             if bool(unknown.any()):
                 raise ValueError(f"label {int(wanted[unknown][0])} does not occur in the data.")
         if drop and "label" in drop:
-            wanted = torch.where(drop["label"], -1, wanted)
+            wanted = torch.where(drop["label"].to(wanted.device), -1, wanted)
         return Embedded(vector=wanted[:, None].double())
 
     def _allowed(self, cond: Embedded | None, start: int) -> Tensor | float:

@@ -9,10 +9,10 @@ Everything runs in float64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.posterior import Posterior
@@ -22,14 +22,19 @@ from undiffuse.process.times import Time, align, expand_time
 from undiffuse.spec import DataSpec
 
 
-@dataclass(frozen=True)
-class _Component:
+class _Component(nn.Module):
     """N(mean, basis diag(variances) basis^T + residual I); mean (D,), basis (D, r), variances (r,)."""
 
     mean: Tensor
     basis: Tensor
     variances: Tensor
-    residual: float
+
+    def __init__(self, mean: Tensor, basis: Tensor, variances: Tensor, residual: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("basis", basis)
+        self.register_buffer("variances", variances)
+        self.residual = residual
 
     @property
     def cov(self) -> Tensor:
@@ -81,6 +86,8 @@ class MixtureDenoiser(Denoiser):
     """
 
     process: GaussianProcess
+    log_weights: Tensor
+    labels: Tensor | None
 
     def __init__(
         self,
@@ -112,10 +119,10 @@ class MixtureDenoiser(Denoiser):
     ) -> None:
         if weights.shape != (len(components),) or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(components)} positive numbers, got {weights.tolist()}.")
-        self.components = components
-        self.log_weights = (weights.double() / weights.double().sum()).log()
+        self.components = nn.ModuleList(components)
+        self.register_buffer("log_weights", (weights.double() / weights.double().sum()).log())
         self.process = process
-        self.labels = labels
+        self.register_buffer("labels", labels)
         self.spec = spec
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
@@ -137,7 +144,7 @@ class MixtureDenoiser(Denoiser):
             max=len(self.components) - 1
         )
         flat = normal.double().flatten(1)
-        drawn = torch.stack([c.mean + flat @ _root(c.cov) for c in self.components])
+        drawn = torch.stack([c.mean + flat @ _root(c.cov) for c in self._parts])
         return drawn[which, torch.arange(len(flat))].reshape(normal.shape)
 
     def embed(
@@ -146,17 +153,21 @@ class MixtureDenoiser(Denoiser):
         """Turn "label" into a mask of components (B, M); the null allows them all."""
         if self.labels is None or {*(cond or {}), *(drop or {})} - {"label"}:
             return super().embed(cond, batch, drop)
-        allowed = torch.ones(batch, len(self.components), dtype=torch.float64)
+        allowed = torch.ones(batch, len(self.components), dtype=torch.float64, device=self.labels.device)
         if cond and "label" in cond:
-            wanted = cond["label"].cpu()[:, None] == self.labels
+            wanted = cond["label"].to(self.labels.device)[:, None] == self.labels
             if not bool(wanted.any(1).all()):
                 raise ValueError(
                     f"label {cond['label'].tolist()} has no component; labels are {self.labels.unique().tolist()}."
                 )
             allowed = wanted.double()
         if drop and "label" in drop:
-            allowed = torch.where(drop["label"][:, None], 1.0, allowed)
+            allowed = torch.where(drop["label"].to(allowed.device)[:, None], 1.0, allowed)
         return Embedded(vector=allowed)
+
+    @property
+    def _parts(self) -> list[_Component]:
+        return [cast(_Component, component) for component in self.components]
 
     def _prior(self, batch: int, cond: Embedded | None) -> Tensor:
         """Log weights of the components, (B, M), -inf for those that the condition rules out."""
@@ -167,7 +178,7 @@ class MixtureDenoiser(Denoiser):
         """Return log p(component, x_t) (B, M) and the posterior mean of each component (B, M, D)."""
         alpha, sigma = _flat_levels(self.process, x, t)
         solve = _Component.shared if alpha.shape[1] == 1 else _Component.elementwise
-        parts = [solve(c, x.double().flatten(1), alpha, sigma) for c in self.components]
+        parts = [solve(c, x.double().flatten(1), alpha, sigma) for c in self._parts]
         log_prob = torch.stack([p[0] for p in parts], dim=1)
         return self._prior(len(x), cond) + log_prob, torch.stack([p[1] for p in parts], dim=1)
 

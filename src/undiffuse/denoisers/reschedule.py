@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from undiffuse.denoisers.posterior import AnyPosterior
 from undiffuse.networks.embedded import Embedded
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time
+
+_NUMBERS = count()  # tells the cached times of several wrappers of one process apart
 
 
 class Reschedule(Wrapper):
@@ -37,7 +40,7 @@ class Reschedule(Wrapper):
         super().__init__(denoiser)
         self.source = denoiser.process
         self.process = process
-        self._key = f"reschedule/{hash(self.source)}"
+        self._key = f"reschedule/{next(_NUMBERS)}"
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
         """Ask the wrapped denoiser at the time of equal noise level."""

@@ -148,7 +148,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != "undiffuse":
         raise CheckpointError(f'{path} is not a model of undiffuse; expected "format": "undiffuse" in it.')
     schema = config.get("schema")
-    if not isinstance(schema, int) or schema < 1 or schema > SCHEMA:
+    if not isinstance(schema, int) or schema < 1:
+        raise CheckpointError(f"{path} has schema {schema!r}, which is none; restore the file or train again.")
+    if schema > SCHEMA:
         raise CheckpointError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update undiffuse.")
     for older in range(schema, SCHEMA):
         config = MIGRATIONS[older](config)

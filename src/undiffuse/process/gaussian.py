@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Prediction = Literal["data", "noise", "velocity", "v", "edm"]
 BridgeRule = Literal["ddim", "fresh", "brownian"]
+_CACHE_LIMIT = 20_000
 Coefficient = float | Tensor
 Formula = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -76,15 +77,23 @@ class GaussianProcess:
         alpha, sigma = self.coefficients(t, x0)
         return alpha * x0 + sigma * noise
 
-    def prior(self, noise: Tensor, t: float = 1.0) -> Tensor:
+    def prior(self, noise: Tensor, t: Time = 1.0, known: Tensor | None = None) -> Tensor:
         """Return sigma(t) * noise, the state at `t` where the data's share alpha(t) is negligible.
 
+        Args:
+            noise: Standard normals (B, *).
+            t: 1, or a time near it; per element where elements start apart.
+            known: Elements that will be overwritten with known values, which may start anywhere.
+
         Raises:
-            ValueError: alpha(t) exceeds a tenth of sigma(t), so that pure noise is no state of the process.
+            ValueError: At an unknown element t is below 1 and alpha exceeds a tenth of sigma, so that pure noise is no
+                state of the process.
         """
         alpha, sigma = self.coefficients(t, noise)
-        if alpha > 0.1 * sigma:
-            raise ValueError(f"pure noise is no state at t={t}, where alpha={alpha:.3g} and sigma={sigma:.3g}.")
+        times = _fit(t.double(), noise) if isinstance(t, Tensor) else t
+        unfit = torch.as_tensor((alpha > 0.1 * sigma) & (times < 1))  # type: ignore[operator]
+        if bool((unfit if known is None else unfit & ~known).any()):
+            raise ValueError("pure noise is no state at the first times, where alpha exceeds a tenth of sigma.")
         return sigma * noise
 
     # -- conversions ------------------------------------------------------------------------------
@@ -278,6 +287,8 @@ class GaussianProcess:
             return formula(t.double())
         key = (name, t)
         if key not in self._cache:
+            if len(self._cache) > _CACHE_LIMIT:  # random times would fill it for ever
+                self._cache.clear()
             self._cache[key] = tuple(float(c) for c in formula(torch.tensor(t, dtype=torch.float64)))
         return self._cache[key]
 

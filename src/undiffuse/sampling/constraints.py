@@ -18,14 +18,23 @@ from undiffuse.process.times import Time, align
 
 
 class Constraint:
-    """Base: does nothing. Override what you need."""
+    """Base: does nothing. Override what you need.
+
+    Attributes:
+        known: Elements of the first state that `enter` supplies (B, *), bool; None for none.
+    """
+
+    known: Tensor | None = None
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Return the state with which step `k` starts at time `t`."""
         return x
 
     def correct(self, post: Any, x: Tensor, t: Time, s: Time) -> Any:
-        """Return the posterior to use; `GaussianProcess.with_mean` says which noise goes with a new mean."""
+        """Return the posterior to use; `GaussianProcess.with_mean` says which noise goes with a new mean.
+
+        Solvers with several evaluations per step ask at intermediate times; the last of them may have t = s.
+        """
         return post
 
     def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
@@ -44,7 +53,7 @@ class Known(Constraint):
 
     def __init__(self, values: Tensor, mask: Tensor) -> None:
         self.values = values
-        self.mask = mask
+        self.mask = self.known = mask
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Put the known elements in place."""
@@ -74,7 +83,7 @@ class Replacement(Constraint):
     ) -> None:
         self.process = process
         self.values = values
-        self.mask = mask
+        self.mask = self.known = mask
         self.eps = eps
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:

@@ -62,13 +62,13 @@ class DPMpp2M(AffineSolver):
         (before,) = path.past(1)
         slope = 0.5 * decay if self.variant == "midpoint" else -(decay / ((1 + heat) * h) + 1)
         memory = path.alpha_s * slope * h / (path.half_logsnr_t - before)
-        first_order = before.isnan() | (path.s == 0) | self._lowered(path.t)
+        first_order = before.isnan() | (path.s == 0) | self._lowered(path)
         noise = path.sigma_s * torch.sqrt(-torch.expm1(-2 * heat * h)) if heat else None
         past = ((torch.where(first_order, 0.0, memory),),)
         return Columns(path.sigma_s / path.sigma_t * kept, -path.alpha_s * decay, past, noise)
 
-    def _lowered(self, t: Tensor) -> Tensor:
-        """Mark the last step where it is to be of first order."""
-        last = torch.zeros_like(t, dtype=torch.bool)
-        last[-1] = len(t) < _FEW_STEPS if self.lower_final is None else self.lower_final
-        return last
+    def _lowered(self, path: Path) -> Tensor:
+        """Mark each element's last step where it is to be of first order."""
+        moving = path.t > path.s
+        few = moving.sum(0) < _FEW_STEPS if self.lower_final is None else self.lower_final
+        return moving & (path.s == path.grid[-1]) & few

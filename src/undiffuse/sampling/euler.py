@@ -111,7 +111,7 @@ class EDMHeun(AffineSolver):
         if not self.churn:
             return t
         rho = process.schedule.sigma(t) / process.schedule.alpha(t)
-        gamma = min(self.churn / len(t), 2**0.5 - 1)
+        gamma = (self.churn / (s < t).sum(0)).clamp(max=2**0.5 - 1)
         inside = (rho >= self.churn_min) & (rho <= self.churn_max) & (s < t) & rho.isfinite()
         higher = process.schedule.time(-torch.log(rho * (1 + gamma))).clamp(max=process.schedule.t_max)
         return torch.where(inside, torch.maximum(higher, t), t)

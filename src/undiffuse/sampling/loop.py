@@ -15,9 +15,10 @@ from undiffuse.errors import PlanError, UndiffuseError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import check_grid
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
-from undiffuse.sampling.plan import Plan, Renoise, Stage
+from undiffuse.sampling.plan import Plan, Renoise, Stage, row_time
 from undiffuse.sampling.solver import Memory, Solver
 
 
@@ -82,7 +83,7 @@ def sample(
         PlanError: Solver, process, grid and state do not fit.
         UndiffuseError: The result is not finite.
     """
-    x = _first_state(denoiser.process, noise, shape, dtype, start, grid)
+    x = _first_state(denoiser.process, noise, shape, dtype, start, grid, constraints)
     if grid is None:  # a solver that draws its own times looks at what is known
         x = _enter(constraints, x, 1.0, 0, noise)
     plan = solver.prepare(denoiser.process, grid, x, noise).to(x)
@@ -195,20 +196,25 @@ def _first_state(
     dtype: torch.dtype,
     start: Tensor | None,
     grid: Tensor | None,
+    constraints: Sequence[Constraint],
 ) -> Tensor:
     if start is not None:
         if tuple(start.shape[1:]) != tuple(shape):
             raise PlanError(f"start has item shape {tuple(start.shape[1:])}; the model's items are {tuple(shape)}.")
         return start if isinstance(process, CategoricalProcess) else start.to(dtype)
-    first = 1.0 if grid is None else float(torch.as_tensor(grid)[0].min())
-    try:
-        if isinstance(process, GaussianProcess):
-            return process.prior(noise.normal("init", 0, shape, dtype), first)
-        if first == 1.0:
-            return process.prior(noise.uniform("init", 0, shape))
-    except ValueError as error:
-        raise PlanError(f"{error} Give start, the noisy data at the grid's first times.") from error
-    raise PlanError(f"the grid starts at t={first}, where tokens are partly data; give start, the noisy tokens there.")
+    gaussian = isinstance(process, GaussianProcess)
+    z = noise.normal("init", 0, shape, dtype) if gaussian else noise.uniform("init", 0, shape)
+    first = 1.0 if grid is None else row_time(check_grid(grid, tuple(z.shape))[0])
+    if isinstance(process, GaussianProcess):
+        given = [constraint.known for constraint in constraints if constraint.known is not None]
+        known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
+        try:
+            return process.prior(z, first, known)
+        except ValueError as error:
+            raise PlanError(f"{error} Give start, the noisy data there.") from error
+    if bool((torch.as_tensor(first) < 1).any()):
+        raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
+    return process.prior(z)
 
 
 def _check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:

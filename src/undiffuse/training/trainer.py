@@ -174,7 +174,7 @@ class Trainer:
             self._report({})
         if step - clock.first_step == _ESTIMATE_AFTER and step < options.steps:
             self._estimate(clock)
-        if self.preview and options.preview_every and step % options.preview_every == 0 and self.devices.is_main:
+        if self.preview and self.devices.is_main and _is_due(step, options.preview_every, options.steps):
             self.preview(self.state.averaged, step)
         if step % options.checkpoint_every == 0:
             self.save(clock)
@@ -328,6 +328,11 @@ class Clock:
             return False
         self._reported = now
         return True
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    """Whether something done `every` so many steps (0: never), and after the last one, is due now."""
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def _dropout_generator(denoiser: Denoiser, device: torch.device) -> torch.Generator | None:
