@@ -1,7 +1,7 @@
 """The documentation is true: its code runs, its commands exist, its errors are those printed, its links lead somewhere.
 
 Python blocks of a page share a namespace and run in a folder with small data. Trainings and evaluations in them are cut
-short: the functions are replaced by ones of few steps and samples. A block after `<!-- not run: reason -->` is left out.
+short: the functions are replaced by ones of few steps or samples. What follows `<!-- not run: reason -->` is left out.
 Lines of shell blocks are parsed, not run. Lines after `$` in console blocks are run, and must print the lines below.
 """
 

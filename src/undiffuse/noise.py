@@ -55,6 +55,7 @@ class KeyedNoise:
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
         self.device = self.items.device
+        self._spread = self.items * _signed(_GOLDEN)
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return standard normal numbers (B, *shape)."""
@@ -84,8 +85,8 @@ class KeyedNoise:
     def _words(self, stream: str, steps: Sequence[int], count: int) -> Tensor:
         """Return `count` 64-bit words for each step and item, int64 (S, B, count)."""
         base = _key(self.seed, stream)
-        starts = torch.tensor([_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps], dtype=torch.int64)
-        rows = _mix(starts.to(self.device)[:, None] + self.items * _signed(_GOLDEN))
+        starts = [[_signed(_mix_int(base + _GOLDEN * (step & _MASK)))] for step in steps]
+        rows = _mix(torch.tensor(starts, device=self.device) + self._spread)
         counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device) * _signed(_GOLDEN)
         return _mix(rows[..., None] + counter)
 

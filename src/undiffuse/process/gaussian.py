@@ -91,8 +91,10 @@ class GaussianProcess:
         """
         alpha, sigma = self.coefficients(t, noise)
         times = _fit(t.double(), noise) if isinstance(t, Tensor) else t
-        unfit = torch.as_tensor((alpha > 0.1 * sigma) & (times < 1))  # type: ignore[operator]
-        if bool((unfit if known is None else unfit & ~known).any()):
+        unfit = (alpha > 0.1 * sigma) & (times < 1)  # type: ignore[operator]
+        if known is not None:
+            unfit = unfit & ~known
+        if bool(unfit.any() if isinstance(unfit, Tensor) else unfit):
             raise ValueError("pure noise is no state at the first times, where alpha exceeds a tenth of sigma.")
         return sigma * noise
 
@@ -130,10 +132,10 @@ class GaussianProcess:
 
         Noise says nothing about x_0 where alpha is 0, so there its coefficients are those of `schedule.t_max`.
         """
-        affine = self.affine(kind, t, x_t, data_std)
-        if isinstance(affine.skip, float) and affine.skip == 0.0:
-            return affine.out * output
-        return affine.skip * x_t + affine.out * output
+        skip, out = self.affine(kind, t, x_t, data_std)
+        if isinstance(skip, Tensor) or isinstance(out, Tensor):
+            return skip * x_t + out * output
+        return torch.add(x_t * skip, output, alpha=out) if skip else output * out
 
     def affine(self, kind: Prediction, t: Time, x: Tensor, data_std: float = 1.0) -> Affine:
         """Return the rule `mean = skip * x_t + out * output` of prediction `kind` (principles, table 2.2).

@@ -204,7 +204,9 @@ def _first_state(
         return start if isinstance(process, CategoricalProcess) else start.to(dtype)
     gaussian = isinstance(process, GaussianProcess)
     z = noise.normal("init", 0, shape, dtype) if gaussian else noise.uniform("init", 0, shape)
-    first = 1.0 if grid is None else row_time(check_grid(grid, tuple(z.shape))[0])
+    if grid is not None and grid.ndim == 3:
+        check_grid(grid, tuple(z.shape))  # before its first row meets the state
+    first = 1.0 if grid is None else row_time(grid[0])
     if isinstance(process, GaussianProcess):
         given = [constraint.known for constraint in constraints if constraint.known is not None]
         known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
