@@ -15,8 +15,10 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 help:  ## list the targets
 	@sed -n 's/^\([a-z.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
+# A larger text, where one lies beside the repository.
+TEXT := $(wildcard ../shared/data/text/tinyshakespeare.txt)
 demo: .venv  ## train on real digits and on text, sample, write demo/report.html
-	$(BIN)/undiffuse demo --out demo
+	$(BIN)/undiffuse demo --out demo $(if $(TEXT),--text $(TEXT))
 
 test: lint types  ## lint, types, and every fast test
 	$(PYTEST) -m "not slow"

@@ -41,7 +41,7 @@ def main() -> None:
         )
         taken = time.perf_counter() - start
         training, held_out = split(open_data(asked.text))
-        found = evaluate(run.model, training, held_out=held_out, n=len(held_out), metrics=["bits"])
+        found = evaluate(run.model, training, held_out=held_out, metrics=["bits"])
     rows = {row.name: {"value": row.value, "error": row.error} for row in found.rows}
     print(
         json.dumps({"threads": torch.get_num_threads(), "steps": steps, "seconds": round(taken, 1), **rows}, indent=2)

@@ -19,17 +19,26 @@ from undiffuse.training.pace import steps_within
 
 SOURCES = ("mixture3", "moons")
 ASKED = 2.0
+HELD_OUT = 4000  # no point that the model is judged by was trained on
 
 
 def measure(source: str, seconds: float) -> dict[str, float]:
-    """Train for the time given and compare 4000 samples with as many held-out points."""
+    """Train for the time given and compare `HELD_OUT` samples with as many points that were held out."""
     steps = min(steps_within(source, "vector", 0.9 * seconds), 20_000)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        run = train(source, "vector", out=folder, steps=steps, checkpoint_every=100_000, preview_every=0)
+        run = train(
+            source,
+            "vector",
+            out=folder,
+            steps=steps,
+            checkpoint_every=100_000,
+            preview_every=0,
+            overrides=[f"data.holdout={HELD_OUT}"],
+        )
         taken = time.perf_counter() - start
-        training, held_out = split(open_data(source), 4000)
-        found = evaluate(run.model, training, held_out=held_out, n=4000)
+        training, held_out = split(open_data(source), HELD_OUT)
+        found = evaluate(run.model, training, held_out=held_out, n=HELD_OUT)
     row = found["energy distance / floor"]
     return {"steps": steps, "seconds": round(taken, 1), "ratio to real v real": row.value, "error": row.error}
 

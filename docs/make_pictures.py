@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py [NAME ...] [--model FOLDER] [--out docs/pictures]
 
-Needs nothing but the package: the built-in digits model, exact denoisers, and two trainings of a few seconds.
+Needs nothing but the package: the built-in digits model, exact denoisers, and two short trainings.
 All pictures take about four minutes on one core.
 """
 

@@ -214,6 +214,11 @@ def test_every_page_is_in_the_navigation() -> None:
         assert f": {page.relative_to(ROOT / 'docs')}" in navigation
 
 
+def test_the_api_page_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in ud.PUBLIC if f"`ud.{name}`" not in page and f"::: undiffuse.{name}" not in page] == []
+
+
 def test_every_picture_is_small_sharp_and_shown() -> None:
     shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     pictures = sorted((ROOT / "docs" / "pictures").glob("*.png"))

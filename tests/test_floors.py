@@ -26,10 +26,12 @@ FLOORS = {
     "process": 0,
     "noise": 0,
     "spec": 0,
+    "words": 0,
     "config": 0,
     "images": 0,
     "errors": 0,
     "events": 0,
+    "files": 0,
     "_lazy": 0,
 }
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -156,8 +156,13 @@ class InjectedNoise:
 
 def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     """Return a random order of range(n), int64 (n,), a function of (seed, epoch, n) alone."""
-    keys = KeyedNoise(seed, torch.arange(n), device)._words("order", [epoch], 1)[0, :, 0]
-    return torch.argsort(keys, stable=True)
+    return permutations(seed, [epoch], n, device)[0]
+
+
+def permutations(seed: int, epochs: Sequence[int], n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the `permutation` of each of several epochs, int64 (E, n)."""
+    keys = KeyedNoise(seed, torch.arange(n), device)._words("order", epochs, 1)[..., 0]
+    return torch.argsort(keys, dim=1, stable=True)
 
 
 def _key(seed: int, stream: str) -> int:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from undiffuse.cli.sample import folder_name, read_conditions
+from undiffuse.cli import places
+from undiffuse.cli.main import run
+from undiffuse.cli.sample import folder_name, read_conditions, read_more, state_dtype, weight_dtype
 from undiffuse.cli.saving import save_samples
 from undiffuse.images import read_recipe
+from undiffuse.sampling.loop import SampleResult
 from undiffuse.spec import DataSpec
 
 ANIMALS = DataSpec(kind="image", shape=(3, 4, 4), range=(0, 255), classes=("cat", "dog", "7"), cond={"pose": 2})
@@ -82,3 +85,61 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space"):
         save_samples(torch.ones(3, 2), PLAIN, tmp_path, MADE_BY)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
+
+
+def test_guidance_and_solver_settings_are_read_and_left_out_where_not_given():
+    assert read_more(None, None, []) == {}
+    found = read_more("0.3,3", 0.7, ["eta=0.5", "order=2", "corrected=true", "rule=fresh", "floor=1e-3"])
+    assert found["guidance_interval"] == (0.3, 3.0) and found["guidance_rescale"] == 0.7
+    assert found["solver_options"] == {"eta": 0.5, "order": 2, "corrected": True, "rule": "fresh", "floor": 1e-3}
+
+
+@pytest.mark.parametrize("text", ["1", "1,2,3", "low,high", ""])
+def test_an_interval_is_two_numbers(text: str):
+    with pytest.raises(ValueError, match="write LOW,HIGH"):
+        read_more(text, None, [])
+
+
+@pytest.mark.parametrize("text", ["eta", "eta=", "=1"])
+def test_a_solver_option_has_a_name_and_a_value(text: str):
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        read_more(None, None, [text])
+
+
+def test_the_state_stays_float32_below_half_precision_weights():
+    dtypes = {name: (weight_dtype(name), state_dtype(weight_dtype(name))) for name in ("bfloat16", "float64")}
+    assert dtypes == {"bfloat16": (torch.bfloat16, torch.float32), "float64": (torch.float64, torch.float64)}
+    with pytest.raises(ValueError, match="float32, float64, bfloat16"):
+        weight_dtype("int8")
+
+
+class Recorder:
+    """A model that remembers how it was asked."""
+
+    spec, defaults = PLAIN, {"solver": "ddim"}
+
+    def sample_result(self, n: int, **asked: object) -> SampleResult:
+        self.asked = asked
+        return SampleResult(torch.zeros(n, 2), 1)
+
+
+def test_the_options_of_the_command_reach_the_model_and_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = Recorder()
+    found = []
+    monkeypatch.setattr(
+        places, "find_model", lambda *words: found.append(words) or places.Found("m", model, tmp_path, None)
+    )
+    words = ["--guidance-interval", "0.3,3", "--guidance-rescale", "0.7", "--solver-option", "eta=0.5"]
+    assert run(["sample", "m", "-n", "2", "--dtype", "bfloat16", *words, "--out", str(tmp_path / "a")]) == 0
+    assert found == [("m", "auto", torch.bfloat16)]
+    assert model.asked["guidance_interval"] == (0.3, 3.0) and model.asked["guidance_rescale"] == 0.7
+    assert model.asked["solver_options"] == {"eta": 0.5}
+    assert model.asked["dtype"] == torch.float32
+    told = json.loads((tmp_path / "a" / "samples-seed0.json").read_text())["sampling"]
+    assert (
+        told["solver_options"] == {"eta": 0.5}
+        and told["dtype"] == "bfloat16"
+        and told["guidance_interval"] == [0.3, 3.0]
+    )
+    assert run(["sample", "m", "-n", "2", "--out", str(tmp_path / "b")]) == 0
+    assert not {"guidance_interval", "guidance_rescale", "solver_options"} & model.asked.keys()

@@ -249,7 +249,7 @@ def test_unknown_classes_and_foreign_kinds_are_refused(tmp_path: Path):
     fill(tmp_path / "cat", 1)
     fill(tmp_path / "dogs", 1)
     spec = DataSpec(kind="image", shape=(3, 8, 8), range=(0, 255), classes=("cat", "dog"))
-    with pytest.raises(DataError, match=r"first 'dogs'.*did you mean 'dog'"):
+    with pytest.raises(DataError, match=r"first 'dogs'.*Did you mean 'dog'"):
         opened(tmp_path, spec)
     with pytest.raises(DataError, match="trained on vector data"):
         opened(tmp_path, DataSpec(kind="vector", shape=(2,)))

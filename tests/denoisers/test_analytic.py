@@ -200,3 +200,32 @@ def test_wrong_data_is_refused() -> None:
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_exact_denoisers_keep_their_digits_when_a_model_is_cast() -> None:
+    process = process_of("vp")
+    oracle = GaussianDenoiser(normals(3, seed=1), torch.eye(3, dtype=torch.float64) * 0.3, process)
+    x = normals(4, 3)
+    before = oracle(x, 0.4).mean
+    assert torch.equal(oracle.float()(x, 0.4).mean, before)
+    data = EmpiricalDenoiser(normals(9, 3), process)
+    before = data(x, 0.4).mean
+    assert torch.equal(data.to(torch.bfloat16)(x, 0.4).mean, before)
+
+
+def test_known_elements_of_a_degenerate_gaussian_follow_from_each_other() -> None:
+    # x = (a, a): given the first element, the second is known whatever its noise.
+    process = process_of("trig")
+    basis = torch.full((1, 2, 1), 0.5**0.5, dtype=torch.float64)
+    line = LowRankMixtureDenoiser(
+        torch.ones(1), torch.zeros(1, 2), basis, torch.full((1, 1), 2.0), process, residual=0.0
+    )
+    x = torch.tensor([[0.7, -3.0]], dtype=torch.float64)
+    mean = line(x, torch.tensor([[0.0, 0.8]], dtype=torch.float64)).mean
+    torch.testing.assert_close(mean, torch.full((1, 2), 0.7, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_the_covariance_of_pure_noise_is_refused() -> None:
+    oracle = GaussianDenoiser(torch.zeros(2), torch.eye(2), process_of("rf"))
+    with pytest.raises(ValueError, match="ask at most at"):
+        oracle.cov(normals(1, 2), 1.0, normals(1, 2))

@@ -142,3 +142,19 @@ def test_any_number_of_jumps_of_the_exact_map_is_the_same_sample() -> None:
     ]
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "rf"])
+def test_the_exact_map_is_the_identity_on_its_diagonal_and_finite_at_the_clean_end(name: str) -> None:
+    exact = GaussianFlowMap(normals(3, seed=2), 0.4 * torch.eye(3, dtype=torch.float64), process_of(name))
+    x = normals(5, 3)
+    for t in (0.0, 0.3, 1.0):
+        assert torch.equal(exact(x, t, t), x)
+    assert bool(exact.average_velocity(x, 0.0, 0.0).isfinite().all())
+    assert torch.allclose(exact.diagonal()(x, 0.0).mean, x)
+
+
+def test_the_exact_map_refuses_a_time_per_element() -> None:
+    exact = GaussianFlowMap(torch.zeros(3), torch.eye(3), process_of("rf"))
+    with pytest.raises(ValueError, match="one time per item"):
+        exact(normals(2, 3), torch.full((2, 3), 0.5), 0.1)

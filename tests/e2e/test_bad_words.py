@@ -10,10 +10,10 @@ from tests.e2e.command import TINY, Command
 
 
 def test_an_unknown_recipe_names_the_nearest(undiffuse: Command):
-    assert undiffuse("train", "digits", "--recipe", "imgae").refuses("imgae", "did you mean 'image'?")
+    assert undiffuse("train", "digits", "--recipe", "imgae").refuses("imgae", "Did you mean 'image'?")
     assert undiffuse("train", "vectr").refuses("vectr", "did you mean 'vector'?")
     assert undiffuse("train", "my.yaml").refuses("my.yaml", "YAML")
-    assert undiffuse("info", "recipe:imgae").refuses("imgae", "did you mean 'image'?")
+    assert undiffuse("info", "recipe:imgae").refuses("imgae", "Did you mean 'image'?")
 
 
 def test_a_recipe_without_data_says_how_to_name_them(undiffuse: Command):
@@ -83,7 +83,8 @@ def test_evaluation_options_are_checked(undiffuse: Command, digits_run: Path, te
     [
         (("sampel",), ("'sampel'", "'sample'")),
         (("sample",), ("model", "sample --help")),
-        (("sample", "digits", "-n", "many"), ("'-n'", "integer", "sample --help")),
+        (("sample", "digits", "-n", "many"), ("'-n'", "integer", "'many'", "sample --help")),
+        (("sample", "digits", "--guidance", "high"), ("'--guidance'", "number", "'high'")),
         (("sample", "digits", "--stpes", "3"), ("--stpes", "--steps")),
         (("train",), ("name data or a recipe", "train digits")),
         (("train", "digits", "moons"), ("digits and moons", "KEY=VALUE")),

@@ -12,7 +12,8 @@ from torch import Tensor
 from undiffuse.data import TensorDataset, TextDataset, open_data, split
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Event, Started
-from undiffuse.metrics import Evaluation, evaluate
+from undiffuse.metrics import Evaluation, evaluate, ngram_bits
+from undiffuse.metrics.tokens import MOST_WINDOWS
 from undiffuse.spec import DataSpec
 
 
@@ -37,10 +38,11 @@ class Replay:
 
 
 class Coin(Replay):
-    """A token model whose bound is one nat per token."""
+    """A token model whose bound is one nat per token; it remembers what it was asked about."""
 
     def elbo(self, tokens: Tensor) -> tuple[float, float]:
         assert tokens.dtype == torch.int64 and tokens.ndim == 2
+        self.read = tokens.numpy()
         return 1.0, 0.01
 
 
@@ -62,7 +64,9 @@ def test_digits_get_agreement_distance_and_memorisation_at_each_scale(digits):
     names += ["closer to train", "near-duplicates"]
     assert [(row.name, row.scale) for row in digits.rows] == [(name, scale) for scale in (1.0, 2.0) for name in names]
     assert digits["label agreement"].value > 0.98
-    assert digits["label agreement"].floor == pytest.approx(0.99, abs=0.02)
+    own = digits["label agreement"].floor
+    assert own == pytest.approx(0.99, abs=0.02)
+    assert f"is right for {own:.4f} ±" in digits["label agreement"].note  # the judge states its own accuracy
     assert 0.3 < digits["Frechet distance / floor"].value < 1.5
     assert digits["near-duplicates"].value > 400  # a model that replays its training set is found out
     assert digits["closer to train"].value > 0.55
@@ -154,6 +158,24 @@ def test_bits_alone_need_no_samples():
     assert model.calls == [] and found.texts == () and len(found.rows) == 3
 
 
+def test_the_model_and_the_ngrams_read_the_same_held_out_text_however_many_samples_are_drawn():
+    train, held_out = _text()
+    model = Coin(train.spec, torch.zeros(0, 20, dtype=torch.int64))
+    found = evaluate(model, train, held_out=held_out, n=7, metrics="bits")
+    assert len(model.read) == len(held_out) == 100  # all of it
+    for order in (2, 3):
+        expected = ngram_bits(train.tokens, model.read, 3, order)
+        assert found[f"held-out text, {order}-gram"].value == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_much_held_out_text_a_part_is_read():
+    train, held_out = _text(20 * MOST_WINDOWS * 11)
+    model = Coin(train.spec, torch.zeros(0, 20, dtype=torch.int64))
+    assert len(held_out) > MOST_WINDOWS
+    evaluate(model, train, held_out=held_out, metrics="bits")
+    assert model.read.shape == (MOST_WINDOWS, 20)
+
+
 def test_a_source_is_opened_and_split_as_in_training():
     train, held_out = split(open_data("moons"))
     model = Replay(train.spec, train.spec.from_model(held_out.batch(torch.arange(len(held_out)))["x"]))
@@ -172,7 +194,7 @@ def test_progress_is_reported_once_per_metric_and_scale():
 def test_bad_requests_are_refused_in_words():
     train, held_out = _points(50, 0), _points(50, 1)
     model = Replay(train.spec, train.data)
-    with pytest.raises(ValueError, match="did you mean 'energy'"):
+    with pytest.raises(ValueError, match="Did you mean 'energy'"):
         evaluate(model, train, held_out=held_out, metrics=["enrgy"])
     with pytest.raises(ValueError, match="leave guidance out"):
         evaluate(model, train, held_out=held_out, guidance=[2.0])

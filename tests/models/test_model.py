@@ -13,6 +13,7 @@ from undiffuse.denoisers.reschedule import Reschedule
 from undiffuse.errors import PlanError
 from undiffuse.events import Advanced, Event, Finished, Started
 from undiffuse.process.grids import make_grid
+from undiffuse.process.registry import make_schedule
 from undiffuse.sampling.constraints import Known
 from undiffuse.sampling.registry import make_solver
 
@@ -194,3 +195,20 @@ def test_a_model_describes_itself() -> None:
     assert "vector (2,)" in text
     assert "2 classes" in text
     assert vector_model().parameters == sum(p.numel() for p in vector_model().denoiser.parameters())
+
+
+def test_options_that_would_be_ignored_are_refused() -> None:
+    model = vector_model()
+    grid = make_grid(make_schedule("vp"), 4)
+    with pytest.raises(ValueError, match="leave one out"):
+        model.sample(1, steps=3, grid=grid)
+    with pytest.raises(ValueError, match="built already"):
+        model.sample(1, solver=make_solver("ddim"), solver_options={"eta": 0.5})
+
+
+def test_guidance_can_be_limited_to_an_interval_of_noise() -> None:
+    model = vector_model()
+    asked: dict[str, Any] = {"cond": {"label": 1}, "steps": 6, "guidance": 3.0}
+    assert model.sample_result(2, **asked).nfe == 12
+    inside = model.sample_result(2, **asked, guidance_interval=(0.1, 2.0))
+    assert 6 < inside.nfe < 12

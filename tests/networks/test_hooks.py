@@ -7,6 +7,7 @@ from torch import nn
 from tests.networks.helpers import generator, randomise
 from undiffuse.networks import UNetOptions, capture, edit
 from undiffuse.networks.hooks import find_block
+from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 
 X = torch.randn(2, 1, 8, 8, generator=generator())
@@ -132,3 +133,49 @@ def test_blocks_may_be_a_module_dictionary_and_inputs_keywords():
     with edit(network, {"one": lambda x: x + 1}, inputs=True), capture(network, ["one"], inputs=True) as taken:
         assert network(torch.zeros(1)).item() == 1
     assert taken["one"].item() == 1
+
+
+def test_capturing_attention_gives_weights_that_sum_to_one_and_changes_nothing(network):
+    randomise(network.mid.attention, scale=0.5)
+    plain = network(X, LEVEL)["out"]
+    with capture(network, ["mid.attention"]) as taken, capture(network, ["mid.attention"], inputs=True) as scores:
+        watched = network(X, LEVEL)["out"]
+    weights = taken["mid.attention"]
+    assert weights.shape == (2, 2, 16, 16)  # (B, heads, positions, positions)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 16), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores["mid.attention"].softmax(dim=-1), weights, rtol=0, atol=0)
+    torch.testing.assert_close(watched, plain, rtol=0, atol=1e-6)
+    assert hooks_left(network) == 0
+
+
+def test_edited_attention_reaches_the_output(network):
+    randomise(network.mid.attention, scale=1.0)  # else all keys have nearly the same weight
+    plain = network(X, LEVEL)["out"]
+    with edit(network, {"mid.attention": lambda weights: torch.full_like(weights, 1 / weights.shape[-1])}):
+        even = network(X, LEVEL)["out"]
+    with edit(network, {"mid.attention": torch.zeros_like}, inputs=True):  # equal scores are the same thing
+        equal = network(X, LEVEL)["out"]
+    assert not torch.allclose(even, plain, atol=1e-3)
+    torch.testing.assert_close(equal, even, rtol=0, atol=1e-6)
+
+
+def test_attention_of_transformers_and_among_frames_has_names_too():
+    transformer = randomise(Transformer(5, 5, width=8, depth=2, heads=2))
+    with capture(transformer, ["block1.attention"]) as taken:
+        transformer(torch.zeros(3, 7, dtype=torch.int64))
+    assert taken["block1.attention"].shape == (3, 2, 7, 7)
+    video = UNet(2, 1, UNetOptions(channels=8, multipliers=(1, 2), blocks=1, heads=2, temporal=True))
+    with capture(video, ["mid.attention", "mid.temporal.attention"]) as taken:
+        video(torch.zeros(2, 3, 1, 8, 8), LEVEL)
+    assert taken["mid.attention"].shape == (2 * 3, 2, 16, 16)
+    assert taken["mid.temporal.attention"].shape == (2 * 16, 2, 3, 3)
+
+
+def test_attention_that_nobody_watches_uses_the_fused_kernel(network, monkeypatch):
+    monkeypatch.setattr(network.mid.attention.attention.weights, "forward", lambda scores: pytest.fail("it ran"))
+    network(X, LEVEL)
+
+
+def test_a_block_without_attention_is_said_to_have_none(network):
+    with pytest.raises(ValueError, match=r"'down0.0.attention' does not exist; .*The blocks are .*mid\.attention"):
+        find_block(network, "down0.0.attention")

@@ -198,3 +198,9 @@ def test_a_time_warp_keeps_its_ends_and_inverts(shift: float) -> None:
 def test_a_warp_that_is_not_positive_is_refused(shift: float) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         TimeWarp(shift)
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp"])
+@pytest.mark.parametrize("half_logsnr", [-math.inf, -1000.0])
+def test_noise_beyond_the_schedule_is_asked_for_at_its_nearest_end(name: str, half_logsnr: float) -> None:
+    assert float(make_schedule(name).time(torch.tensor(half_logsnr, dtype=torch.float64))) == pytest.approx(1.0)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from undiffuse.report import Section
 
 _DIGITS_SECONDS, _TEXT_SECONDS = 150.0, 90.0
-_SHAKESPEARE = Path("../shared/data/text/tinyshakespeare.txt")
 _GUIDANCE = 2.0
 _ROWS = 8  # samples of each class
 _EVALUATED = 500
@@ -34,7 +33,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("demo"),
     text: Annotated[
         Path | None,
-        typer.Option(help="Text to learn; default: tiny Shakespeare where it is at hand, else built-in prose."),
+        typer.Option(help="Text to learn; default: the built-in prose.", show_default=False),
     ] = None,
     digits_seconds: Annotated[float, typer.Option(help="Time to train the digits.")] = _DIGITS_SECONDS,
     text_seconds: Annotated[float, typer.Option(help="Time to train the text model.")] = _TEXT_SECONDS,
@@ -48,7 +47,7 @@ def demo(
     output = Output(json)
     started = time.monotonic()
     digits_figures, digits = _digits(output, out / "digits", digits_seconds, samples, seed)
-    text_figures, letters = _text(output, out / "text", _text_source(text), text_seconds, seed)
+    text_figures, letters = _text(output, out / "text", str(text or "prose"), text_seconds, seed)
     seconds = time.monotonic() - started
     path = _page(out, seconds, [*digits, *letters])
     result = {"report": path, "seconds": seconds, "digits": digits_figures, "text": text_figures}
@@ -147,12 +146,6 @@ def _course(folder: Path, name: str) -> list[Section]:
 def _show(output: Output, title: str, figures: Evaluation) -> None:
     output.say(f"\n{title}: figures", "bold")
     output.table(figures.columns[:-1], [row[:-1] for row in figures.table()], numeric=(1, 2, 3, 4))
-
-
-def _text_source(text: Path | None) -> str:
-    if text is not None:
-        return str(text)
-    return str(_SHAKESPEARE) if _SHAKESPEARE.is_file() else "prose"
 
 
 def _page(out: Path, seconds: float, sections: list[Section]) -> Path:

@@ -51,15 +51,13 @@ def doctor(json: Json = False) -> None:
 
 
 def devices() -> dict[str, str]:
-    """Return what torch can compute on: name -> words for people."""
+    """Return what undiffuse can compute on: name -> words for people. Apple's mps lacks float64, so it is none."""
     import torch
 
     found = {"cpu": "cpu"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         found[f"cuda:{number}"] = f"cuda:{number} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
-    if torch.backends.mps.is_available():
-        found["mps"] = "mps (Apple)"
     return found
 
 
@@ -90,7 +88,7 @@ def _power() -> dict[str, Any]:
     import torch
 
     from undiffuse.data.memory import free_bytes
-    from undiffuse.training.memory import human_bytes
+    from undiffuse.words import human_bytes
 
     free = free_bytes()
     return {

@@ -43,8 +43,14 @@ def usage_message(error: BaseException) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     place = context.command_path if context is not None else "undiffuse"
-    said = error.format_message()  # type: ignore[attr-defined]
+    said = f"{error.format_message()}{_refused_value(error)}"  # type: ignore[attr-defined]
     return f"{said if said.endswith(('.', '?')) else f'{said}.'} See {place} --help."
+
+
+def _refused_value(error: BaseException) -> str:
+    """Return what was written where typer's line does not say it: where pydantic, the cause, could not read it."""
+    details = getattr(error.__cause__, "errors", None)
+    return f"; given {details()[0]['input']!r}" if callable(details) else ""
 
 
 def message(error: BaseException) -> str:
@@ -64,7 +70,9 @@ def message(error: BaseException) -> str:
 def _is_refusal(error: BaseException) -> bool:
     """Whether our own code refused an argument by a `raise` statement.
 
-    A ValueError or TypeError that Python or another library raised is a bug of ours, not of the user's.
+    A ValueError or TypeError that Python or another library raised is a bug of ours, not of the user's. The module of
+    the innermost frame cannot tell: `float("x")`, an unpacking, or a torch operation fails in C, without a frame of
+    its own, and so inside ours. The instruction it stopped at can.
     """
     if not isinstance(error, ValueError | TypeError):
         return False

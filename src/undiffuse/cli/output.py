@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.events import Listener
+from undiffuse.words import plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +65,7 @@ class Output:
     def result(self, result: Mapping[str, Any]) -> None:
         """Print the JSON object, where one was asked for."""
         if self.as_json:
-            print(json.dumps(plain(result), allow_nan=False), flush=True)
+            print(json.dumps(plain_json(result), allow_nan=False), flush=True)
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:
@@ -76,17 +77,6 @@ class Output:
 
     def _show_warning(self, message: Warning | str, *place: Any, **more: Any) -> None:
         self.warn(" ".join(str(message).split()))
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON types: paths as text, numbers that JSON cannot hold as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if value - value == 0 else None  # infinity and NaN differ from themselves
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _console(as_json: bool) -> Console:

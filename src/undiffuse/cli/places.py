@@ -62,17 +62,19 @@ def find_model(name: str, device: str = "auto", dtype: torch.dtype | None = None
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is the accelerator there is, else the CPU.
 
+    Apple's mps is not among them: it has no float64, in which the noise is computed.
+
     Raises:
         ValueError: The name is unknown, or the device is not available here.
     """
     import torch
 
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    available += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device(next((device for device in available if device != "cpu"), "cpu"))
     if (name if name != "cuda" else "cuda:0") not in available:
-        raise ValueError(f"device {name!r} is not available here; use auto or one of {', '.join(available)}.")
+        reason = "has no float64, which the noise needs" if name == "mps" else "is not available here"
+        raise ValueError(f"device {name!r} {reason}; use auto or one of {', '.join(available)}.")
     return torch.device(name)
 
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from undiffuse.events import Advanced, Event, Finished, Message, Started
+from undiffuse.words import human_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -87,7 +88,7 @@ class Lines:
             return
         self.last = now
         rate = (event.done - begun.done) / max(now - self.since[event.task], 1e-9)
-        left = duration((begun.total - event.done) / rate) if rate > 0 else "?"
+        left = human_duration((begun.total - event.done) / rate) if rate > 0 else "?"
         line = f"{event.task} {event.done} of {begun.total}, {rate:.3g} {begun.unit}s/s, {left} left"
         self.output.say(f"{line}, {figures(self.info)}" if self.info else line)
 
@@ -95,13 +96,6 @@ class Lines:
 def figures(info: dict[str, float], most: int = 3) -> str:
     """Return the first `most` figures as "loss 0.123, lr 0.001"."""
     return ", ".join(f"{name} {value:.4g}" for name, value in list(info.items())[:most])
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people write a time."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _say(output: Output, event: Message) -> None:

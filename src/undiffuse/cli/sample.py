@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
+    import torch
+
     from undiffuse.cli.places import Found
     from undiffuse.spec import DataSpec
 
@@ -16,6 +19,7 @@ EPILOG = """\b
 Examples:
   undiffuse sample runs/photos -n 64
   undiffuse sample digits --label 3 --guidance 2 --steps 20
+  undiffuse sample digits --guidance 3 --guidance-interval 0.3,3 --solver ddim --solver-option eta=1
   undiffuse sample runs/text --prefix "The river "
 """
 
@@ -29,7 +33,7 @@ def sample(
         list[str] | None,
         typer.Option(
             help="Class by name or number; several (3,4 or repeated) take turns, none is unconditional; default: each "
-            "class in turn.",
+            "class in turn (Model.sample in Python: unconditional).",
             show_default=False,
         ),
     ] = None,
@@ -40,7 +44,23 @@ def sample(
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Guide only where noise over signal (texts: time) lies between these.",
+            show_default=False,
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(help="Share in [0, 1] of the contrast that guidance adds to take back.", show_default=False),
+    ] = None,
     solver: Solver = None,
+    solver_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the solver: eta=0.5; repeatable.", show_default=False),
+    ] = None,
     steps: Steps = None,
     grid: Annotated[
         str | None, typer.Option(help="Spacing of the steps: logsnr, t, karras, ...", show_default=False)
@@ -48,23 +68,35 @@ def sample(
     prefix: Annotated[str | None, typer.Option(help="Text that every sample begins with.", show_default=False)] = None,
     batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 256,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float64 or bfloat16.")] = "float32",
     json: Json = False,
 ) -> None:
-    """Draw samples: pictures as PNG files and a grid of them, texts as .txt, all else as .npy."""
+    """Draw samples: pictures as PNG files and a grid of them, texts as .txt, all else as .npy.
+
+    A model with classes draws each in turn unless --label says otherwise; --label none draws without a class.
+    """
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
     from undiffuse.cli.saving import save_samples
 
     output = Output(json)
-    precision = _precision(dtype)
-    found = find_model(model, device, precision)
+    weights = weight_dtype(dtype)
+    found = find_model(model, device, weights)
     conditions = read_conditions(label or [], cond or [], n, found.model.spec)
-    settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix}
+    settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix} | read_more(
+        guidance_interval, guidance_rescale, solver_option or []
+    )
     with output.progress() as listener:
         result = found.model.sample_result(
-            n, seed=seed, cond=conditions, dtype=precision, batch_size=batch_size, listener=listener, **settings
+            n,
+            seed=seed,
+            cond=conditions,
+            dtype=state_dtype(weights),
+            batch_size=batch_size,
+            listener=listener,
+            **settings,
         )
+    settings |= {"dtype": None if dtype == "float32" else dtype}
     made_by = _made_by(found, n, seed, conditions, settings, result.nfe)
     folder = out if out is not None else found.home / folder_name(seed, label or [], cond or [], settings)
     saved = save_samples(found.model.spec.from_model(result.x), found.model.spec, folder, made_by)
@@ -109,13 +141,58 @@ def _numbers(name: str, text: str) -> list[float]:
         raise ValueError(f"--cond {name}={text} holds something else than numbers; write {name}=0.1,0.2.") from None
 
 
-def _precision(name: str) -> Any:
+def read_more(interval: str | None, rescale: float | None, options: list[str]) -> dict[str, Any]:
+    """Return the settings behind --guidance-interval, --guidance-rescale and --solver-option, as far as given.
+
+    Raises:
+        ValueError: One is not of its form.
+    """
+    found: dict[str, Any] = {} if rescale is None else {"guidance_rescale": rescale}
+    if interval is not None:
+        found["guidance_interval"] = _interval(interval)
+    if options:
+        found["solver_options"] = dict(map(_solver_option, options))
+    return found
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--guidance-interval {text!r} is not two numbers; write LOW,HIGH, such as 0.3,3.") from None
+    return low, high
+
+
+def _solver_option(text: str) -> tuple[str, Any]:
+    """Return name and value: a number where it reads as one, true or false, else text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise ValueError(f"--solver-option {text!r} says nothing; write NAME=VALUE, for example eta=0.5.")
+    for read in (int, float):
+        with suppress(ValueError):
+            return name, read(value)
+    return name, {"true": True, "false": False}.get(value, value)
+
+
+def weight_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name.
+
+    Raises:
+        ValueError: The weights are not computed in it.
+    """
     import torch
 
-    known = {"float32": torch.float32, "float64": torch.float64}
+    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
     if name not in known:
-        raise ValueError(f"dtype {name!r} is unknown; use {' or '.join(known)}.")
+        raise ValueError(f"dtype {name!r} is unknown; use {', '.join(known)}.")
     return known[name]
+
+
+def state_dtype(weights: torch.dtype) -> torch.dtype:
+    """Return the dtype of the state: at least float32, since in bfloat16 the small last steps would be rounded away."""
+    import torch
+
+    return torch.promote_types(weights, torch.float32)
 
 
 def _made_by(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from undiffuse.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def save_samples(samples: Tensor, spec: DataSpec, folder: Path, made_by: dict[st
     if spec.kind == "image":
         return _save_images(samples, spec, folder, stem, made_by)
     described = folder / f"samples-{stem}.json"
-    _write(described, lambda file: file.write(json.dumps(made_by, indent=1).encode()))
+    write_whole(described, lambda file: file.write_text(json.dumps(made_by, indent=1), encoding="utf-8"))
     main = _save_texts(samples, spec, folder, stem) if spec.is_discrete else _save_array(samples, folder, stem)
     return Saved(main, [main, described])
 
@@ -71,22 +71,16 @@ def _save_texts(samples: Tensor, spec: DataSpec, folder: Path, stem: str) -> Pat
 
     path = folder / f"samples-{stem}-n{len(samples)}.txt"
     texts = _BETWEEN_TEXTS.join(decode_text(row, spec) for row in samples.cpu())
-    _write(path, lambda file: file.write(f"{texts}\n".encode()))
+    write_whole(path, lambda file: file.write_bytes(f"{texts}\n".encode()))
     return path
 
 
 def _save_array(samples: Tensor, folder: Path, stem: str) -> Path:
     path = folder / f"samples-{stem}-n{len(samples)}.npy"
-    _write(path, lambda file: np.save(file, samples.cpu().numpy()))
+    write_whole(path, lambda file: _write_array(file, samples.cpu().numpy()))
     return path
 
 
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, numpy would append its own suffix
+        np.save(file, array)

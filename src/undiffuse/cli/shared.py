@@ -10,7 +10,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="Any integer; the same seed gives the same result.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ..., mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Solver = Annotated[
     str | None, typer.Option("--solver", help="Rule that steps; default: the model's own.", show_default=False)
 ]

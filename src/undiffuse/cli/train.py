@@ -77,6 +77,8 @@ def train(
 ) -> None:
     """Train a model on DATA, or by a RECIPE that names its data. Without a recipe the data choose one.
 
+    The data must fit in memory (data.limit reads a part of them).
+
     The folder (default runs/NAME) holds the model, its recipe, log, previews, checkpoints and report.html.
     """
     from undiffuse.cli.output import Output

@@ -1,5 +1,6 @@
 """Floor 3: data sets. Pictures, arrays, text and built-in samples, decoded once and batched by indexing.
 
+Data must fit in memory in this version; what does not is refused before it is read.
 `open_data` looks at what it is given and returns a `Dataset`; `split` holds a part of it out.
 """
 

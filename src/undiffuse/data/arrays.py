@@ -42,16 +42,24 @@ def open_array(path: Path, options: DataOptions, spec: DataSpec | None = None) -
             reading or does not fit the model, unknown classes, or too large for the memory.
     """
     options.refuse_others("arrays", ("layout", "key", "label", "flip"))
-    table = _READERS[path.suffix.lower()](path, options)
+    return open_table(_READERS[path.suffix.lower()](path, options), options, str(path), spec)
+
+
+def open_table(table: Table, options: DataOptions, where: str, spec: DataSpec | None = None) -> TensorDataset:
+    """Make a data set of values that are read already; `where` names them in messages.
+
+    Raises:
+        DataError: As for `open_array`.
+    """
     if table.values.ndim == 0 or len(table.values) == 0:
         raise DataError(
-            f"{path} holds an array of shape {table.values.shape}, without items; expected one row per item."
+            f"{where} holds an array of shape {table.values.shape}, without items; expected one row per item."
         )
     table = _limited(table, options.limit)
-    values = _as_items(table, options, spec, str(path))
-    kind = _kind(table.values.shape, options.layout, str(path)) if spec is None else spec.kind
+    values = _as_items(table, options, spec, where)
+    kind = _kind(table.values.shape, options.layout, where) if spec is None else spec.kind
     bounds = (0.0, 65535.0) if table.values.dtype == np.uint16 else None
-    return make_array_dataset(values, kind, str(path), table.labels, spec, bounds=bounds, flip=options.flip)
+    return make_array_dataset(values, kind, where, table.labels, spec, bounds=bounds, flip=options.flip)
 
 
 def make_array_dataset(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from undiffuse.errors import DataError
+from undiffuse.words import did_you_mean
 
 
 def number_labels(names: Sequence[str], where: str, known: tuple[str, ...] = ()) -> tuple[Tensor, tuple[str, ...]]:
@@ -40,9 +40,9 @@ def _refuse_unknown(found: Sequence[str], known: tuple[str, ...], where: str) ->
     unknown = [name for name in found if name not in known]
     if not unknown:
         return
-    near = get_close_matches(unknown[0], known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "rename it, or use a model trained on these classes."
+    hint = did_you_mean(unknown[0], known)
     raise DataError(
         f"{where} has {len(unknown)} class(es) that the model does not know, first {unknown[0]!r}; it knows "
-        f"{len(known)}: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}; {hint}"
+        f"{len(known)}: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}; rename it, or use a model trained "
+        f"on these classes.{hint}"
     )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from undiffuse.errors import DataError
+from undiffuse.words import human_bytes
 
 _USABLE = 0.8  # the rest is for the model, the optimiser and the system
 _MEMINFO = Path("/proc/meminfo")
@@ -24,8 +25,8 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     free = free_bytes()
     if free is not None and needed > _USABLE * free:
         raise DataError(
-            f"{what} needs about {_human(needed)} of memory, but of {_human(free)} free only {_USABLE:.0%} may be "
-            f"used for data; {remedy}."
+            f"{what} needs about {human_bytes(needed)} of memory, but of {human_bytes(free)} free only {_USABLE:.0%} "
+            f"may be used for data; {remedy}."
         )
 
 
@@ -48,11 +49,3 @@ def _left_in_group() -> int | None:
         return max(0, int(_GROUP_LIMIT.read_text()) - int(_GROUP_USED.read_text()))
     except (OSError, ValueError):  # no control groups, or the limit reads "max"
         return None
-
-
-def _human(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

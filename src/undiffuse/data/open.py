@@ -29,6 +29,9 @@ _EXPECTED = (
 def open_data(source: str, options: DataOptions | None = None, spec: DataSpec | None = None) -> Dataset:
     """Open a data set and hold it in memory.
 
+    In this version data must fit in memory: nothing is read from disk while training. What does not fit is refused
+    before it is read, with the sizes and `data.limit` or `data.size` as the way out.
+
     Args:
         source: A built-in name (digits, moons, mixture3, prose) or a path; see `DataOptions.source`.
         options: How to read it; its own `source` is not looked at.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Denoiser(nn.Module, ABC):
         process: How data turned into the noise that `t` measures.
         spec: What one item is, where known.
         time_dependent: Whether the answer depends on `t` beyond what x_t shows.
-        needs_grad: Whether `posterior` differentiates inside, so that sampling must leave room for gradients.
+        needs_grad: Whether `posterior` differentiates inside; sampling then refuses to run under inference mode.
     """
 
     process: GaussianProcess | CategoricalProcess
@@ -130,11 +130,24 @@ class Denoiser(nn.Module, ABC):
 
         Raises:
             TypeError: The process is not Gaussian.
+            ValueError: alpha is 0 at `t`.
         """
         if not isinstance(self.process, GaussianProcess):
             raise TypeError("cov() needs a Gaussian process; a categorical posterior is its own full answer.")
         alpha, sigma = self.process.coefficients(t, x)
+        if isinstance(alpha, float) and alpha == 0:
+            raise ValueError(
+                f"x_t says nothing about the data at t={t}; ask at most at t={self.process.schedule.t_max}."
+            )
         return sigma**2 / alpha * self.vjp(x, t, vector, cond)[1]
+
+
+class ExactDenoiser(Denoiser):
+    """Base of denoisers known in closed form. They compute in float64, whatever dtype a model is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow `fn` to its device, not to its dtype: a cast would cost the digits that make these oracles."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
 
 class Wrapper(Denoiser):

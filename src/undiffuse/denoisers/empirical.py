@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.base import ExactDenoiser
 from undiffuse.denoisers.mixture import _flat_levels
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
@@ -16,7 +16,7 @@ from undiffuse.spec import DataSpec
 _SIGMA_FLOOR = 1e-4  # below it the softmax is one-hot anyway, and squares of 1 / sigma start to cost digits
 
 
-class EmpiricalDenoiser(Denoiser):
+class EmpiricalDenoiser(ExactDenoiser):
     """Exact posterior for data drawn uniformly from N stored items, with any shape of time.
 
     log weight of item y is -sum_d (x_d - alpha_d y_d)^2 / (2 sigma_d^2), in float64, over chunks of the data, so

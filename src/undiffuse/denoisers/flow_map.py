@@ -22,6 +22,8 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time, align, check_time, expand_time
 from undiffuse.spec import DataSpec
 
+_TINY_TIME = 1e-12  # at 0 sigma may be 0 and its slope infinite, with a finite product
+
 
 class FlowMap(nn.Module, ABC):
     """Base of flow maps; subclasses give `average_velocity`, also on the diagonal."""
@@ -113,21 +115,29 @@ class GaussianFlowMap(FlowMap):
         process: Gaussian process.
     """
 
+    basis: Tensor
+    variances: Tensor
+    mu: Tensor
+
     def __init__(self, mean: Tensor, cov: Tensor, process: GaussianProcess) -> None:
         super().__init__()
-        variances, self.basis = torch.linalg.eigh(cov.double())
-        self.variances = variances.clamp(min=0)
-        self.mu = mean.double().flatten()
+        variances, basis = torch.linalg.eigh(cov.double())
+        self.register_buffer("basis", basis)
+        self.register_buffer("variances", variances.clamp(min=0))
+        self.register_buffer("mu", mean.double().flatten())
         self.process = process
 
     def forward(self, x: Tensor, t: Time, s: Time, cond: Embedded | None = None) -> Tensor:
-        """Return the exact state at `s`, in the dtype of `x`."""
-        check_time(t, x)
-        check_time(s, x)
-        t, s = self._column(t, x), self._column(s, x)
-        spread = (self._variance(s) / self._variance(t)).sqrt()
-        moved = ((x.double().flatten(1) - self._alpha(t) * self.mu) @ self.basis * spread) @ self.basis.T
-        return (self._alpha(s) * self.mu + moved).reshape(x.shape).to(x.dtype)
+        """Return the exact state at `s`, in the dtype of `x`; `x` itself where s = t.
+
+        Raises:
+            ValueError: A time does not fit `x`, or differs between the elements of an item.
+        """
+        now, then = self._column(t, x), self._column(s, x)
+        spread = (self._variance(then) / self._variance(now)).sqrt()
+        inside = (x.double().flatten(1) - self._alpha(now) * self.mu) @ self.basis
+        moved = self._alpha(then) * self.mu + (inside * spread) @ self.basis.T
+        return torch.where(align((now == then)[:, 0], x), x, moved.reshape(x.shape).to(x.dtype))
 
     def average_velocity(self, x: Tensor, t: Time, s: Time, cond: Embedded | None = None) -> Tensor:
         """Return the exact average velocity, and dx/dt where s = t."""
@@ -139,6 +149,7 @@ class GaussianFlowMap(FlowMap):
     def _velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """dx/dt = alpha' mu + (d log spread / dt) (x - alpha mu), in the eigenbasis."""
         schedule = self.process.schedule
+        t = t.clamp(min=_TINY_TIME)
         slope = schedule.alpha_slope(t)
         rate = (self._alpha(t) * slope * self.variances + schedule.sigma(t) * schedule.sigma_slope(t)) / self._variance(
             t
@@ -147,7 +158,11 @@ class GaussianFlowMap(FlowMap):
         return (slope * self.mu + (inside * rate) @ self.basis.T).reshape(x.shape)
 
     def _column(self, t: Time, x: Tensor) -> Tensor:
-        return expand_time(t, x).double()[:, None]
+        check_time(t, x)
+        times = expand_time(t, x).double()
+        if times.ndim > 1:
+            raise ValueError(f"t has shape {tuple(times.shape)}; the exact map takes one time per item, (B,).")
+        return times[:, None]
 
     def _alpha(self, t: Tensor) -> Tensor:
         return self.process.schedule.alpha(t)

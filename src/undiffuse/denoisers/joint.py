@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.base import ExactDenoiser
 from undiffuse.denoisers.posterior import CategoricalPosterior
 from undiffuse.networks.embedded import Embedded
 from undiffuse.process.categorical import CategoricalProcess
@@ -15,7 +15,7 @@ from undiffuse.spec import DataSpec
 _ROUNDING = 1e-5  # allowance for a table that should sum to 1; float32 tables do to about 1e-7
 
 
-class JointDenoiser(Denoiser):
+class JointDenoiser(ExactDenoiser):
     """Exact posterior p(x0_i | x_t) when the joint law of all L tokens is a table of K^L probabilities.
 
     Every kind of process and every shape of time. For an absorbing one it does not depend on the time and is the

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.base import ExactDenoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
 from undiffuse.process.gaussian import GaussianProcess
@@ -60,16 +60,13 @@ class _Component(nn.Module):
         """The same for alpha and sigma (B, D) that differ within an item."""
         y = x - alpha * self.mean
         cross = self.cov * alpha[:, None, :]  # C A, (B, D, D)
-        noisy = alpha[:, :, None] * cross + torch.diag_embed(sigma**2)
-        factor = torch.linalg.cholesky(noisy)
-        solved = torch.cholesky_solve(y[..., None], factor)
-        logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        distance = (y * solved[..., 0]).sum(1)
-        mean = self.mean + (cross @ solved)[..., 0]
+        solved, logdet = _solve(alpha[:, :, None] * cross + torch.diag_embed(sigma**2), y)
+        distance = (y * solved).sum(1)
+        mean = self.mean + (cross @ solved[..., None])[..., 0]
         return -0.5 * (distance + logdet + len(self.mean) * math.log(math.tau)), mean
 
 
-class MixtureDenoiser(Denoiser):
+class MixtureDenoiser(ExactDenoiser):
     """Exact posterior for a mixture of M Gaussians.
 
     Args:
@@ -212,7 +209,7 @@ class LowRankMixtureDenoiser(MixtureDenoiser):
         labels: Tensor | None = None,
         spec: DataSpec | None = None,
     ) -> None:
-        Denoiser.__init__(self)
+        ExactDenoiser.__init__(self)
         bases, variances = bases.double(), variances.double()
         eye = torch.eye(bases.shape[-1], dtype=torch.float64)
         if not torch.allclose(bases.mT @ bases, eye.expand(len(bases), -1, -1), atol=1e-6):
@@ -259,6 +256,20 @@ def _flat_levels(process: GaussianProcess, x: Tensor, t: Time) -> tuple[Tensor, 
     if times.ndim == 1:
         return alpha[:, None], sigma[:, None]
     return tuple(align(level, x).expand(x.shape).flatten(1) for level in (alpha, sigma))  # type: ignore[return-value]
+
+
+def _solve(matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return M^-1 y (B, D) and log det M (B,) for symmetric M (B, D, D); the pseudo-inverse where M is singular, as it
+    is where known elements of a degenerate Gaussian carry no noise."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not bool(failed.any()):
+        solved = torch.cholesky_solve(y[..., None], factor)[..., 0]
+        return solved, 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    values, basis = torch.linalg.eigh(matrix)
+    kept = values > 1e-12 * values.amax(1, keepdim=True)
+    inside = torch.einsum("bde,bd->be", basis, y)
+    solved = torch.einsum("bde,be->bd", basis, torch.where(kept, inside / values, 0.0))
+    return solved, torch.where(kept, values, 1.0).log().sum(1)
 
 
 def _ratio(x: Tensor, by: Tensor) -> Tensor:

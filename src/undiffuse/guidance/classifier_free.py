@@ -119,7 +119,9 @@ class ClassifierFreeGuidance(Wrapper):
         return (level > self.interval[0]) & (level <= self.interval[1])
 
     def _scale_at(self, x: Tensor, t: Time) -> float | Tensor:
-        scale = align(self.scale.to(x.device), x) if isinstance(self.scale, Tensor) else self.scale
+        if isinstance(self.scale, Tensor):
+            self.scale = self.scale.to(x.device)  # once; it stays there
+        scale = align(self.scale, x) if isinstance(self.scale, Tensor) else self.scale
         if self.interval is None or not isinstance(t, Tensor):
             return scale
         return torch.where(align(self._inside(t), x), scale, 1.0)

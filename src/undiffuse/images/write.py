@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from undiffuse.errors import DataError
+from undiffuse.files import write_whole
 from undiffuse.images.read import UnreadablePicture
 
 RECIPE_KEY = "undiffuse"
@@ -39,12 +39,7 @@ def write_image(path: str | PathLike[str], array: np.ndarray, recipe: dict[str, 
     if recipe is not None:
         info.add_text(RECIPE_KEY, _as_json(recipe))
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        picture.save(part, format="PNG", pnginfo=info)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(target, lambda file: picture.save(file, format="PNG", pnginfo=info))
 
 
 def read_recipe(path: str | PathLike[str]) -> dict[str, Any] | None:

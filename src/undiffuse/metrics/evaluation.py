@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from undiffuse.metrics.pictures import picture
 from undiffuse.metrics.results import Evaluation, Picture
 from undiffuse.metrics.tokens import TOKEN_JUDGES
 from undiffuse.spec import DataSpec
+from undiffuse.words import did_you_mean
 
 MOST_ITEMS = 10_000
 SAMPLES, TOKEN_SAMPLES = 1000, 128
@@ -142,11 +142,8 @@ def _chosen(metrics: str | Sequence[str], table: dict[str, Callable[[Bench], Jud
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in names:
         if name not in table:
-            near = difflib.get_close_matches(name, table, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"metric {name!r} is unknown for {bench.spec.kind} data; {hint}choose among {', '.join(table)}."
-            )
+            known = f"choose among {', '.join(table)}.{did_you_mean(name, table)}"
+            raise ValueError(f"metric {name!r} is unknown for {bench.spec.kind} data; {known}")
     return names
 
 

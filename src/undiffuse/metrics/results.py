@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from undiffuse.errors import DataError
 from undiffuse.metrics.floor import FloorRatio
+from undiffuse.words import plain_json
 
 Picture = NDArray[np.uint8]
 Series = dict[str, list[float]]
@@ -96,7 +97,7 @@ class Evaluation:
         """Return everything but the pictures as plain JSON types; non-finite figures become None."""
         fields = {key: value for key, value in vars(self).items() if key != "pictures"}
         fields["rows"] = [asdict(row) for row in self.rows]
-        return _plain(fields)
+        return plain_json(fields)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Evaluation:
@@ -126,15 +127,3 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` with tuples as lists, numpy scalars as numbers, and numbers that JSON cannot hold as None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

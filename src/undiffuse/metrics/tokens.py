@@ -9,31 +9,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from undiffuse.metrics.bench import Bench, Findings, Items, Judge, Samples
+from undiffuse.metrics.bench import Bench, Findings, Judge, Samples
 from undiffuse.metrics.floor import ratio_to_floor
 from undiffuse.metrics.results import Row
 from undiffuse.metrics.text import NGram, bigram_distance, bits_per_character, unigram_entropy
 
 NGRAM_ORDERS = (2, 3)
+MOST_WINDOWS = 512  # the bound costs several network calls a window; its standard error is printed beside it
 _UNIT = "bits per token"
 
 
 def judge_bits(bench: Bench) -> Judge:
     """Bound of the model's bits per token on held-out text, beside interpolated n-grams. Looks at no samples.
 
+    Model and n-grams read the same windows, each by itself: all of the held-out text, or a seeded part of it where
+    there are more than `MOST_WINDOWS`. How many samples are drawn changes nothing here.
+
     Raises:
         ValueError: The model has no `elbo`.
     """
     if bench.elbo is None:
         raise ValueError("this model has no elbo(tokens), so it has no bits per token; leave 'bits' out.")
-    elbo, held_out = bench.elbo, bench.held_out.x
+    elbo, windows = bench.elbo, _held_out(bench, MOST_WINDOWS)
 
     def judge(samples: Samples) -> Findings:
-        windows = held_out[: bench.n]
         nats, error = (bits_per_character(float(value)) for value in elbo(torch.from_numpy(windows)))
         note = f"upper bound (ELBO) over {windows.size} held-out tokens; ± is the standard error"
         row = Row(name="held-out text", value=nats, error=error, unit=_UNIT, note=note)
-        return Findings((row, *(_ngram_row(bench, order) for order in NGRAM_ORDERS)))
+        return Findings((row, *(_ngram_row(bench, order, windows) for order in NGRAM_ORDERS)))
 
     return judge
 
@@ -43,7 +46,7 @@ def judge_unigrams(bench: Bench) -> Judge:
 
     def judge(samples: Samples) -> Findings:
         note = f"plug-in estimate of {samples.x.size} tokens; floor: held-out text of that length"
-        floor = unigram_entropy(_as_many(bench, samples))
+        floor = unigram_entropy(_held_out(bench, len(samples.x)))
         value = unigram_entropy(samples.x)
         return Findings(
             (Row(name="unigram entropy", value=value, floor=floor, unit="bits", better="floor", note=note),)
@@ -69,7 +72,7 @@ def judge_plausibility(bench: Bench) -> Judge:
 
     def judge(samples: Samples) -> Findings:
         note = f"{samples.x.size} tokens; floor: as much held-out text"
-        floor, value = ngram.bits(_as_many(bench, samples)), ngram.bits(samples.x)
+        floor, value = ngram.bits(_held_out(bench, len(samples.x))), ngram.bits(samples.x)
         name = f"samples under the {order}-gram"
         return Findings((Row(name=name, value=value, floor=floor, unit=_UNIT, better="floor", note=note),))
 
@@ -85,21 +88,20 @@ TOKEN_JUDGES: dict[str, Callable[[Bench], Judge]] = {
 
 
 def _ngram(bench: Bench, order: int) -> NGram:
-    return NGram.fit(_whole(bench.train), bench.spec.categories, order)
+    return NGram.fit(_training_text(bench), bench.spec.categories, order)
 
 
-def _ngram_row(bench: Bench, order: int) -> Row:
-    train, held_out = _whole(bench.train), _whole(bench.held_out)
-    note = f"interpolated, counted on {train.size} training tokens, on {held_out.size} held-out ones"
-    return Row(name=f"held-out text, {order}-gram", value=_ngram(bench, order).bits(held_out), unit=_UNIT, note=note)
+def _ngram_row(bench: Bench, order: int, windows: NDArray[Any]) -> Row:
+    note = f"interpolated, counted on {_training_text(bench).size} training tokens; on the same {windows.size} tokens"
+    return Row(name=f"held-out text, {order}-gram", value=_ngram(bench, order).bits(windows), unit=_UNIT, note=note)
 
 
-def _whole(items: Items) -> NDArray[Any]:
+def _training_text(bench: Bench) -> NDArray[Any]:
     """Return the whole text where there is one, else the items."""
-    return items.x if items.text is None else items.text
+    return bench.train.x if bench.train.text is None else bench.train.text
 
 
-def _as_many(bench: Bench, samples: Samples) -> NDArray[Any]:
-    """Return as many held-out windows as there are samples, or all."""
+def _held_out(bench: Bench, most: int) -> NDArray[Any]:
+    """Return held-out windows (N, L): all, or `most` of them chosen by the seed."""
     rows = np.random.default_rng(bench.seed).permutation(len(bench.held_out))
-    return bench.held_out.x[rows[: len(samples.x)]]
+    return bench.held_out.x[rows[:most]]

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -17,8 +15,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import CheckpointError
+from undiffuse.files import write_whole
 from undiffuse.models.description import denoiser_from_json, denoiser_to_json
 from undiffuse.spec import DataSpec
+from undiffuse.words import did_you_mean
 
 if TYPE_CHECKING:
     from undiffuse.models.model import Model
@@ -42,7 +42,7 @@ def load(name: str | Path) -> Model:
     """
     from undiffuse.models.model import Model
 
-    if str(name) in BUILTIN and not Path(name).is_dir():
+    if str(name) in BUILTIN and not (Path(name) / _CONFIG).is_file():  # a model folder of that name goes first
         with resources.as_file(resources.files("undiffuse") / "builtin" / str(name)) as folder:
             return load(folder)
     folder = Path(name)
@@ -81,9 +81,10 @@ def save_model(model: Model, folder: Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.denoiser.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        _write(folder / _CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
-        _write(folder / _CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
+        write_whole(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        text = json.dumps(config, indent=2) + "\n"
+        write_whole(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / _CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
@@ -116,21 +117,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f"{path.name}.writing")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _check_folder(folder: Path) -> None:
     if not folder.exists():
-        near = difflib.get_close_matches(str(folder), BUILTIN, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise CheckpointError(
-            f"there is no model {str(folder)!r}; give a run's folder or a built-in model ({', '.join(BUILTIN)}).{hint}"
+            f"there is no model {str(folder)!r}; give a run's folder or a built-in model ({', '.join(BUILTIN)})."
+            f"{did_you_mean(str(folder), BUILTIN)}"
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds {_WEIGHTS} and {_CONFIG}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.spec import DataSpec
+from undiffuse.words import did_you_mean
 
 
 def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: torch.device) -> dict[str, Tensor]:
@@ -85,10 +85,8 @@ def _number(value: Any, classes: tuple[str, ...]) -> int:
         return int(value)
     if value in classes:
         return classes.index(value)
-    near = difflib.get_close_matches(value, classes, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    raise ValueError(f"label {value!r} does not exist; this model knows {shown}.{hint}")
+    raise ValueError(f"label {value!r} does not exist; this model knows {shown}.{did_you_mean(value, classes)}")
 
 
 def _vectors(name: str, value: Any, n: int, width: int) -> Tensor:

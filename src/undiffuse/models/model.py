@@ -83,7 +83,8 @@ class Model:
     ) -> Tensor:
         """Return `n` samples in data units (n, *shape); for tokens the ids, int64 (n, L).
 
-        Sample i of a seed is the same whatever `n` and the batch size are.
+        Sample i of a seed is the same whatever `n` and the batch size are. Without `cond` the samples are unconditional
+        (the command `undiffuse sample` lets classes take turns instead).
 
         Args:
             n: How many.
@@ -112,6 +113,8 @@ class Model:
         seed: int = 0,
         cond: dict[str, Any] | None = None,
         guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         solver: str | Solver | None = None,
         steps: int | None = None,
         grid: str | Tensor | None = None,
@@ -130,6 +133,8 @@ class Model:
         """As `sample`, but in model units, with the number of evaluations and, where asked for, the trajectory.
 
         Args:
+            guidance_interval: (low, high] in sigma / alpha: guide only there.
+            guidance_rescale: Share of the guided mean that is scaled back to the spread of the conditional one.
             first: Number of the first sample: first=64 goes on where n=64 ended.
             batch_size: Samples computed at once; changes nothing but memory and speed.
             wrap: Applied to the denoiser before guidance.
@@ -148,7 +153,9 @@ class Model:
         times = self._grid(rule, grid, steps)
         conditions = fit_conditions(cond, n, self.spec, self.device)
         begun = start if prefix is None else fit_tokens(prefix, self.spec, self.denoiser.process, self.device)
-        denoiser = self._guided(wrap(self.denoiser) if wrap else self.denoiser, guidance, conditions)
+        denoiser = self._guided(
+            wrap(self.denoiser) if wrap else self.denoiser, guidance, guidance_interval, guidance_rescale, conditions
+        )
         self.denoiser.eval()
         listener(Started("sample", n, "sample"))
         parts: list[SampleResult] = []
@@ -202,31 +209,52 @@ class Model:
 
     def _solver(self, solver: str | Solver | None, steps: int | None, options: dict[str, Any]) -> Solver:
         if isinstance(solver, Solver):
+            if options:
+                raise ValueError("solver_options belong to a solver given by name; this one is built already.")
             return solver
         name = solver or self.defaults.get("solver") or ("first-hitting" if self.spec.is_discrete else "dpm++2m")
         if name == "first-hitting":
-            chosen = steps if steps is not None else self.defaults.get("steps")
-            options = {"steps": chosen, **options}
+            options = {"steps": self._steps(steps), **options}
         return make_solver(name, **options)
+
+    def _steps(self, steps: int | None) -> int | None:
+        return steps if steps is not None else self.defaults.get("steps")
 
     def _grid(self, solver: Solver, grid: str | Tensor | None, steps: int | None) -> Tensor | None:
         """Return the times to walk; None for solvers that draw their own."""
         process = self.denoiser.process
-        named = grid if isinstance(grid, str) else None
-        if named not in (None, "t") and not isinstance(process, GaussianProcess):
-            raise ValueError(f"grid={named!r} is a spacing in noise level, which tokens do not have; leave it out.")
-        if isinstance(grid, Tensor) or solver.draws_times:
-            return grid if isinstance(grid, Tensor) else None
-        count = steps if steps is not None else self.defaults.get("steps")
-        if not isinstance(process, GaussianProcess):
-            return uniform_grid(self.spec.shape[0] if count is None else count)
-        shape: Any = named or self.defaults.get("grid") or "logsnr"
-        return make_grid(process.schedule, _STEPS if count is None else count, shape)
+        if grid is not None and solver.draws_times:
+            raise ValueError(f"{type(solver).__name__} draws its own times; leave the grid out.")
+        if isinstance(grid, Tensor):
+            if steps is not None:
+                raise ValueError(f"steps={steps} was given beside a grid, which has its own; leave one out.")
+            return grid
+        if solver.draws_times:
+            return None
+        count = self._steps(steps)
+        if isinstance(process, GaussianProcess):
+            shape: Any = grid or self.defaults.get("grid") or "logsnr"
+            return make_grid(process.schedule, _STEPS if count is None else count, shape)
+        if grid not in (None, "t"):
+            raise ValueError(f"grid={grid!r} is a spacing in noise level, which tokens do not have; leave it out.")
+        return uniform_grid(self.spec.shape[0] if count is None else count)
 
-    def _guided(self, denoiser: Denoiser, guidance: float | None, cond: dict[str, Tensor]) -> Denoiser:
+    def _guided(
+        self,
+        denoiser: Denoiser,
+        scale: float | None,
+        interval: tuple[float, float] | None,
+        rescale: float | None,
+        cond: dict[str, Tensor],
+    ) -> Denoiser:
         """Guide where a scale was asked for, or where the default has one and there is something to guide by."""
-        scale = guidance if guidance is not None else (self.defaults.get("guidance", 1.0) if cond else 1.0)
-        return denoiser if scale == 1 else ClassifierFreeGuidance(denoiser, scale)
+        if scale is None:
+            scale = self.defaults.get("guidance", 1.0) if cond else 1.0
+        if scale == 1:
+            return denoiser
+        interval = interval or self.defaults.get("guidance_interval")
+        rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
+        return ClassifierFreeGuidance(denoiser, scale, interval=tuple(interval) if interval else None, rescale=rescale)
 
 
 def _join(parts: list[SampleResult]) -> SampleResult:

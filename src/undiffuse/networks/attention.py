@@ -1,13 +1,14 @@
 """Self-attention: the fused kernel by default, plain mathematics where derivatives ask for it.
 
 The fused kernels have no forward-mode derivative and no double backward. Code that needs either enters
-`math_attention()`, and every attention below it computes the same numbers with plain operations.
+`math_attention()`, and every attention below it computes the same numbers with plain operations. So does an
+attention whose `weights` is hooked, for the fused kernels never hold the weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -58,20 +59,43 @@ class Rotary:
         return torch.cat(turned, dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    weigh: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Return softmax(query key^T / sqrt(d)) value.
 
     Args:
         query, key, value: (B, heads, L, d).
         mask: Bool, broadcast to (B, heads, L, L); False where a key is not to be read. Each query needs one True.
+        weigh: Stands for the softmax of the scores (B, heads, L, L), with plain mathematics; None: whichever is faster.
     """
     # Compiled code cannot read context variables; derivatives are taken of the uncompiled network.
-    if torch.compiler.is_compiling() or not _USE_MATH.get():
+    if weigh is None and (torch.compiler.is_compiling() or not _USE_MATH.get()):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ value
+    return (scores.softmax(dim=-1) if weigh is None else weigh(scores)) @ value
+
+
+class AttentionWeights(nn.Module):
+    """Softmax of scores over the keys; a module so that hooks can read and change scores and weights.
+
+    It runs only while something hooks it.
+    """
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Map scores (B, heads, L, L) to weights of the same shape; those of a query sum to 1."""
+        return scores.softmax(dim=-1)
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether anyone listens. Hooks are not for compiled code, which therefore keeps the fused kernel."""
+        return not torch.compiler.is_compiling() and bool(self._forward_hooks or self._forward_pre_hooks)
 
 
 class SelfAttention(nn.Module):
@@ -82,6 +106,9 @@ class SelfAttention(nn.Module):
         heads: Number of heads.
         dropout: Share of the output's features dropped in training.
         zero_init: Start with output 0, so that a residual around it starts as the identity.
+
+    Attributes:
+        weights: Where hooks find the attention weights (B, heads, L, L); see `undiffuse.networks.hooks`.
     """
 
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, zero_init: bool = False) -> None:
@@ -90,6 +117,7 @@ class SelfAttention(nn.Module):
             raise ValueError(f"{dim} features do not split into {heads} heads; make them a multiple of {heads}.")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.weights = AttentionWeights()
         self.out = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
         if zero_init:
@@ -103,5 +131,6 @@ class SelfAttention(nn.Module):
         )  # each (B, heads, L, d)
         if rotary is not None:
             query, key = rotary.turn(query), rotary.turn(key)
-        mixed = attend(query, key, value, None if mask is None else mask[:, None, None, :])
+        readable = None if mask is None else mask[:, None, None, :]
+        mixed = attend(query, key, value, readable, self.weights if self.weights.is_hooked else None)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))

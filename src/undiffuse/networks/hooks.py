@@ -6,6 +6,10 @@
 
 Works on our networks (`network.blocks`) and on any `nn.Module` by the names of its submodules. Hooks are
 removed on exit, also after an error. Give the network itself, not a compiled one.
+
+A block's name followed by ".attention" means its attention weights (B, heads, queries, keys), softmax already taken:
+"mid.attention" of a U-Net (for video B is clips times frames; "mid.temporal.attention" is among frames, with B clips
+times positions), "block0.attention" of a transformer. With `inputs` it means the scores before the softmax.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
+
+from undiffuse.networks.attention import SelfAttention
 
 
 class _StopForward(Exception):
@@ -37,7 +43,7 @@ def capture(
 
     Args:
         network: Network that holds the blocks.
-        names: Names of blocks.
+        names: Names of blocks, or of their attention.
         stop_after: End the body silently once this block has run: nothing behind it is computed, and the
             statements after the network's call are skipped.
         inputs: Collect inputs instead of outputs.
@@ -80,13 +86,14 @@ def edit(network: nn.Module, changes: Mapping[str, Callable[[Any], Any]], *, inp
 
 
 def find_block(network: nn.Module, name: str) -> nn.Module:
-    """Return the block or submodule called `name`.
+    """Return the block, the attention weights of a block, or the submodule called `name`.
 
     Raises:
         ValueError: There is none; the message names the nearest.
     """
     blocks = getattr(network, "blocks", None)
     named = dict(blocks.items()) if isinstance(blocks, Mapping | nn.ModuleDict) else {}
+    named |= _attention_of(named)
     submodules = dict(network.named_modules())
     for places in (named, submodules):
         if name and name in places:
@@ -95,6 +102,12 @@ def find_block(network: nn.Module, name: str) -> nn.Module:
     nearest = get_close_matches(name, [*known, *submodules], n=1, cutoff=0.0)
     listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     raise ValueError(f"block {name!r} does not exist; did you mean {nearest[0]!r}? The blocks are {listed}.")
+
+
+def _attention_of(blocks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the attention weights of those blocks that have one self-attention, as "<block>.attention"."""
+    held = {name: [m for m in block.modules() if isinstance(m, SelfAttention)] for name, block in blocks.items()}
+    return {f"{name}.attention": found[0].weights for name, found in held.items() if len(found) == 1}
 
 
 def _attach(stack: ExitStack, block: nn.Module, change: Callable[[Any], Any], *, inputs: bool) -> None:

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from undiffuse.words import option
 
 
 def _check_positive(options: object, *names: str) -> None:
@@ -28,9 +26,9 @@ def _check_fraction(name: str, value: float) -> None:
 class MLPOptions:
     """Residual network for vectors (B, D)."""
 
-    kind: Literal["mlp"] = _option("mlp", "the network's kind")
-    width: int = _option(256, "features of the hidden layers")
-    depth: int = _option(4, "number of residual blocks")
+    kind: Literal["mlp"] = option("mlp", "the network's kind")
+    width: int = option(256, "features of the hidden layers")
+    depth: int = option(4, "number of residual blocks")
 
     def __post_init__(self) -> None:
         _check_positive(self, "width", "depth")
@@ -40,16 +38,16 @@ class MLPOptions:
 class UNetOptions:
     """Convolutional U-Net for signals, images, volumes, and video frame by frame."""
 
-    kind: Literal["unet"] = _option("unet", "the network's kind")
-    channels: int = _option(64, "channels of the first level")
-    multipliers: tuple[int, ...] = _option(
+    kind: Literal["unet"] = option("unet", "the network's kind")
+    channels: int = option(64, "channels of the first level")
+    multipliers: tuple[int, ...] = option(
         (1, 2, 2), "channels of each level over those of the first; one entry a level"
     )
-    blocks: int = _option(2, "residual blocks per level, on the way down and on the way up")
-    attention: tuple[int, ...] = _option((-1,), "levels with self-attention; 0 is full size, -1 the coarsest")
-    heads: int = _option(4, "attention heads")
-    temporal: bool = _option(False, "video: let frames attend to each other at every level")
-    dropout: float = _option(0.0, "share of features dropped in training, in [0, 1)")
+    blocks: int = option(2, "residual blocks per level, on the way down and on the way up")
+    attention: tuple[int, ...] = option((-1,), "levels with self-attention; 0 is full size, -1 the coarsest")
+    heads: int = option(4, "attention heads")
+    temporal: bool = option(False, "video: let frames attend to each other at every level")
+    dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         _check_positive(self, "channels", "blocks", "heads")
@@ -90,12 +88,12 @@ class UNetOptions:
 class TransformerOptions:
     """Bidirectional transformer for tokens (B, L)."""
 
-    kind: Literal["transformer"] = _option("transformer", "the network's kind")
-    width: int = _option(128, "features per token")
-    depth: int = _option(4, "number of blocks")
-    heads: int = _option(4, "attention heads")
-    time_dependent: bool = _option(False, "tell the network the noise level; masked diffusion does without")
-    dropout: float = _option(0.0, "share of features dropped in training, in [0, 1)")
+    kind: Literal["transformer"] = option("transformer", "the network's kind")
+    width: int = option(128, "features per token")
+    depth: int = option(4, "number of blocks")
+    heads: int = option(4, "attention heads")
+    time_dependent: bool = option(False, "tell the network the noise level; masked diffusion does without")
+    dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
 
     def __post_init__(self) -> None:
         _check_positive(self, "width", "depth", "heads")

@@ -10,7 +10,6 @@ Sources: Zheng et al. 2024, arXiv:2409.02908; Sahoo et al. 2024, arXiv:2406.0752
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from undiffuse.words import did_you_mean
 
 _QUARTER = math.pi / 2  # a quarter turn, in radians
 
@@ -239,9 +240,8 @@ def make_keep(name: str, **options: float) -> KeepSchedule:
         ValueError: The name or an option is unknown.
     """
     if name not in KEEP_SCHEDULES:
-        near = difflib.get_close_matches(name, KEEP_SCHEDULES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"keep schedule {name!r} is unknown; choose one of {', '.join(KEEP_SCHEDULES)}.{hint}")
+        near = did_you_mean(name, KEEP_SCHEDULES)
+        raise ValueError(f"keep schedule {name!r} is unknown; choose one of {', '.join(KEEP_SCHEDULES)}.{near}")
     try:
         return KEEP_SCHEDULES[name](**options)
     except TypeError as error:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-
-def _option(default, help: str):  # type: ignore[no-untyped-def]
-    return field(default=default, metadata={"help": help})
+from undiffuse.words import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +13,12 @@ class GaussianOptions:
     """A Gaussian process, and what the network predicts about it."""
 
     kind: Literal["gaussian"] = "gaussian"
-    schedule: Literal["vp", "subvp", "ve", "cosine", "trig", "edm", "rf", "ddpm", "scaled-linear"] = _option(
+    schedule: Literal["vp", "subvp", "ve", "cosine", "trig", "edm", "rf", "ddpm", "scaled-linear"] = option(
         "cosine", "noise schedule"
     )
-    prediction: Literal["data", "noise", "velocity", "v", "edm"] = _option("v", "what the network puts out")
-    shift: float = _option(1.0, "time shift of the rf schedule; above 1 spends more time at high noise")
-    data_std: float = _option(1.0, "standard deviation of the data in model units, for prediction 'edm'")
+    prediction: Literal["data", "noise", "velocity", "v", "edm"] = option("v", "what the network puts out")
+    shift: float = option(1.0, "time shift of the rf schedule; above 1 spends more time at high noise")
+    data_std: float = option(1.0, "standard deviation of the data in model units, for prediction 'edm'")
 
     def __post_init__(self) -> None:
         if not self.shift > 0 or not self.data_std > 0:
@@ -41,9 +39,9 @@ class CategoricalOptions:
     """A categorical process on tokens."""
 
     kind: Literal["categorical"] = "categorical"
-    corruption: Literal["absorbing", "uniform", "mask-replace"] = _option("absorbing", "what noise does to a token")
-    keep: Literal["linear", "cosine", "polynomial"] = _option("linear", "probability to keep a token over time")
-    mask_share: float = _option(0.9, "mask-replace: share of lost tokens that become masks")
+    corruption: Literal["absorbing", "uniform", "mask-replace"] = option("absorbing", "what noise does to a token")
+    keep: Literal["linear", "cosine", "polynomial"] = option("linear", "probability to keep a token over time")
+    mask_share: float = option(0.9, "mask-replace: share of lost tokens that become masks")
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_share < 1:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
 from undiffuse.process.schedules import Schedule
+from undiffuse.words import did_you_mean
 
 SCHEDULES: dict[str, str] = {
     "vp": "undiffuse.process.schedules:VPSchedule",
@@ -30,9 +30,8 @@ def make_schedule(name: str, **options: Any) -> Schedule:
         ValueError: The name or an option is unknown.
     """
     if name not in SCHEDULES:
-        near = difflib.get_close_matches(name, SCHEDULES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}.{hint}")
+        near = did_you_mean(name, SCHEDULES)
+        raise ValueError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}.{near}")
     module, attribute = SCHEDULES[name].split(":")
     try:
         return getattr(import_module(module), attribute)(**options)

@@ -114,6 +114,7 @@ class VPSchedule(Schedule):
         return 0.5 * self._beta(t) * self._alpha(t) ** 2 / self._sigma(t)
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        log_alpha = log_alpha.clamp(min=float(self._log_alpha(torch.ones((), dtype=torch.float64))))
         rise = self.beta_max - self.beta_min
         return -4 * log_alpha / (self.beta_min + torch.sqrt(self.beta_min**2 - 4 * rise * log_alpha))
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from undiffuse.files import write_whole
 from undiffuse.report.elements import Section
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -46,10 +47,6 @@ class Report:
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            part.write_text(self.html(), encoding="utf-8")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        page = self.html()
+        write_whole(target, lambda file: file.write_text(page, encoding="utf-8"))
         return target

@@ -21,6 +21,7 @@ from undiffuse.report.evaluation import evaluation_section
 from undiffuse.report.html import Report
 from undiffuse.report.plots import loss_by_logsnr, loss_curve
 from undiffuse.training.log import read_log
+from undiffuse.words import human_duration
 
 REPORT_NAME = "report.html"
 _PREVIEWS_SHOWN = 4
@@ -137,7 +138,7 @@ def making_section(root: Path, command: str | None = None) -> Section | None:
 
 def _subtitle(root: Path) -> str:
     rows = [row for row in read_log(root / "log.jsonl") if "loss" in row]
-    return f"{rows[-1]['step']:,} steps in {_duration(rows[-1].get('seconds') or 0.0)}" if rows else ""
+    return f"{rows[-1]['step']:,} steps in {human_duration(rows[-1].get('seconds') or 0.0)}" if rows else ""
 
 
 def _course(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -146,7 +147,7 @@ def _course(rows: list[dict[str, Any]]) -> dict[str, str]:
     if last.get("images"):
         facts["items seen"] = f"{last['images']:,}"
     if last.get("seconds"):
-        facts["time"] = _duration(last["seconds"])
+        facts["time"] = human_duration(last["seconds"])
         facts["speed"] = f"{last['step'] / last['seconds']:.3g} steps per second"
     for name, label in (("loss", "last loss"), ("grad_norm", "last gradient norm"), ("lr", "last learning rate")):
         if last.get(name) is not None:
@@ -221,9 +222,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy(
         "Solver": "undiffuse.sampling.solver:Solver",
         "make_solver": "undiffuse.sampling.registry:make_solver",
         "sample": "undiffuse.sampling.loop:sample",
+        "sample_flow_map": "undiffuse.sampling.flow_map:sample_flow_map",
     },
 )

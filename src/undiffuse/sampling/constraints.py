@@ -57,14 +57,23 @@ class Known(Constraint):
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Put the known elements in place."""
-        return torch.where(self.mask, self.values.to(x.dtype), x)
+        return self.put(x)
 
     def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
         """Keep them; this is no edit, since they never moved."""
-        return torch.where(self.mask, self.values.to(x.dtype), x), False
+        return self.put(x), False
+
+    def put(self, x: Tensor, where: Tensor | bool = True) -> Tensor:
+        """Return `x` with the known values in place, of those elements that `where` allows."""
+        self._move(x)
+        return torch.where(self.mask & where, self.values, x)
+
+    def _move(self, x: Tensor) -> None:
+        """Bring values and mask to the device of the state, once."""
+        self.values, self.mask = self.values.to(x.device, x.dtype), self.mask.to(x.device)
 
 
-class Replacement(Constraint):
+class Replacement(Known):
     """Known elements at the noise level of the rest: overwrites them with alpha values + sigma eps before each step.
 
     This is an approximation that loses most of the known elements' influence, whatever the number of steps
@@ -81,18 +90,17 @@ class Replacement(Constraint):
     def __init__(
         self, process: GaussianProcess, values: Tensor, mask: Tensor, eps: Literal["same", "fresh"] = "same"
     ) -> None:
+        super().__init__(values, mask)
         self.process = process
-        self.values = values
-        self.mask = self.known = mask
         self.eps = eps
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Overwrite the known elements at time `t`."""
+        self._move(x)
         z = noise.normal("corrector", k if self.eps == "fresh" else 0, tuple(x.shape[1:]), x.dtype)
-        return torch.where(self.mask, self.process.corrupt(self.values.to(x.dtype).expand_as(x), t, z), x)
+        return torch.where(self.mask, self.process.corrupt(self.values.expand_as(x), t, z), x)
 
     def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
         """At the clean end the known elements are the given ones."""
-        if not isinstance(s, Tensor):
-            return (torch.where(self.mask, self.values.to(x.dtype), x) if s == 0.0 else x), True
-        return torch.where(self.mask & align(s == 0, x), self.values.to(x.dtype), x), True
+        clean = align(s.to(x.device) == 0, x) if isinstance(s, Tensor) else s == 0.0
+        return self.put(x, clean), True

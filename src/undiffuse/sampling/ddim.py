@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from undiffuse.process.gaussian import BridgeRule
-from undiffuse.sampling.path import Path
 from undiffuse.sampling.solver import AffineSolver, Columns
+from undiffuse.sampling.steps import Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class DDIM(AffineSolver):
         """Whether steps draw noise."""
         return self.eta > 0
 
-    def coefficients(self, path: Path) -> Columns:
+    def coefficients(self, steps: Steps) -> Columns:
         """Read the step off the bridge."""
-        return bridge_columns(path, "ddim", self.eta)
+        return bridge_columns(steps, "ddim", self.eta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,19 @@ class DDPM(AffineSolver):
         """Whether steps draw noise."""
         return True
 
-    def coefficients(self, path: Path) -> Columns:
+    def coefficients(self, steps: Steps) -> Columns:
         """The mean of the eta = 1 bridge, with the variance asked for."""
-        columns = bridge_columns(path, "ddim", 1.0)
+        columns = bridge_columns(steps, "ddim", 1.0)
         if self.variance == "small":
             return columns
-        return Columns(columns.state, columns.mean, noise=path.process.forward_kernel(path.s, path.t)[1])  # type: ignore[arg-type]
+        return Columns(columns.state, columns.mean, noise=steps.process.forward_kernel(steps.s, steps.t)[1])  # type: ignore[arg-type]
 
 
-def bridge_columns(path: Path, rule: BridgeRule, eta: float) -> Columns:
+def bridge_columns(steps: Steps, rule: BridgeRule, eta: float) -> Columns:
     """Write x_s = c_0 mean + c_eps eps + std z in terms of the state, with eps = (x_t - alpha_t mean) / sigma_t."""
     if eta == 0:
-        state = path.sigma_s / path.sigma_t
-        return Columns(state, path.alpha_s - state * path.alpha_t)
-    c_x0, c_eps, std = path.process.bridge(path.t, path.s, rule, eta)
-    state = torch.as_tensor(c_eps) / path.sigma_t
-    return Columns(state, c_x0 - state * path.alpha_t, noise=torch.as_tensor(std))
+        state = steps.sigma_s / steps.sigma_t
+        return Columns(state, steps.alpha_s - state * steps.alpha_t)
+    c_x0, c_eps, std = steps.process.bridge(steps.t, steps.s, rule, eta)
+    state = torch.as_tensor(c_eps) / steps.sigma_t
+    return Columns(state, c_x0 - state * steps.alpha_t, noise=torch.as_tensor(std))

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from undiffuse.sampling.path import Path
 from undiffuse.sampling.solver import AffineSolver, Columns
+from undiffuse.sampling.steps import Steps
 
 _FEW_STEPS = 15  # below it the last step is of first order, as in the authors' code and in diffusers
 
@@ -37,7 +37,6 @@ class DPMpp2M(AffineSolver):
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2 and appendix, arXiv:2211.01095.
     """
 
-    memory: ClassVar[int] = 1
     order: ClassVar[int] = 2
     tau: float = 0.0
     variant: Literal["midpoint", "heun"] = "midpoint"
@@ -54,21 +53,21 @@ class DPMpp2M(AffineSolver):
         """Whether steps draw noise."""
         return self.tau > 0
 
-    def coefficients(self, path: Path) -> Columns:
+    def coefficients(self, steps: Steps) -> Columns:
         """The formula above, with the memory as a difference D_prev - D."""
-        heat, h = self.tau**2, path.h
+        heat, h = self.tau**2, steps.h
         kept = torch.exp(-heat * h) if heat else 1.0  # 0 * h is NaN where h is infinite
         decay = torch.expm1(-(1 + heat) * h)
-        (before,) = path.past(1)
+        (before,) = steps.past(1)
         slope = 0.5 * decay if self.variant == "midpoint" else -(decay / ((1 + heat) * h) + 1)
-        memory = path.alpha_s * slope * h / (path.half_logsnr_t - before)
-        first_order = before.isnan() | (path.s == 0) | self._lowered(path)
-        noise = path.sigma_s * torch.sqrt(-torch.expm1(-2 * heat * h)) if heat else None
+        memory = steps.alpha_s * slope * h / (steps.half_logsnr_t - before)
+        first_order = before.isnan() | (steps.s == 0) | self._lowered(steps)
+        noise = steps.sigma_s * torch.sqrt(-torch.expm1(-2 * heat * h)) if heat else None
         past = ((torch.where(first_order, 0.0, memory),),)
-        return Columns(path.sigma_s / path.sigma_t * kept, -path.alpha_s * decay, past, noise)
+        return Columns(steps.sigma_s / steps.sigma_t * kept, -steps.alpha_s * decay, past, noise)
 
-    def _lowered(self, path: Path) -> Tensor:
+    def _lowered(self, steps: Steps) -> Tensor:
         """Mark each element's last step where it is to be of first order."""
-        moving = path.t > path.s
+        moving = steps.t > steps.s
         few = moving.sum(0) < _FEW_STEPS if self.lower_final is None else self.lower_final
-        return moving & (path.s == path.grid[-1]) & few
+        return moving & (steps.s == steps.grid[-1]) & few

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.sampling.path import Path
 from undiffuse.sampling.plan import Plan
 from undiffuse.sampling.solver import AffineSolver, Columns
+from undiffuse.sampling.steps import Steps
 from undiffuse.sampling.two_stage import two_stage_plan
 
 
@@ -22,11 +22,11 @@ class Euler(AffineSolver):
     Source: principles, section 2.5.
     """
 
-    def coefficients(self, path: Path) -> Columns:
+    def coefficients(self, steps: Steps) -> Columns:
         """One Euler step."""
-        by_state, by_mean = velocity_coefficients(path.process, path.t)
-        step = path.s - path.t
-        return Columns(1 + step * by_state, step * by_mean)
+        by_state, by_mean = velocity_coefficients(steps.process, steps.t)
+        span = steps.s - steps.t
+        return Columns(1 + span * by_state, span * by_mean)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,18 +83,19 @@ def sample(
         PlanError: Solver, process, grid and state do not fit.
         UndiffuseError: The result is not finite.
     """
+    if denoiser.needs_grad and torch.is_inference_mode_enabled():
+        raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
     x = _first_state(denoiser.process, noise, shape, dtype, start, grid, constraints)
     if grid is None:  # a solver that draws its own times looks at what is known
         x = _enter(constraints, x, 1.0, 0, noise)
     plan = solver.prepare(denoiser.process, grid, x, noise).to(x)
-    embedded = denoiser.embed(cond, len(x))
     denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
     ask: Callable[..., Any] = denoiser
     if grad == "checkpoint":
         ask = lambda x, t, cond: checkpoint(denoiser, x, t, cond, use_reentrant=False)  # noqa: E731
     # no_grad, not inference_mode: wrappers that differentiate inside re-enable gradients.
-    answers = _Answers(denoiser, ask, embedded, solver.reuses)
     with torch.set_grad_enabled(bool(grad)):
+        answers = _Answers(denoiser, ask, denoiser.embed(cond, len(x)), solver.reuses)
         states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
     _check_result(states[-1], denoiser.process, answers.nfe)
     return SampleResult(states[-1], answers.nfe, torch.stack(states) if trajectory else None)

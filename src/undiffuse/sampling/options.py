@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from undiffuse.words import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +15,25 @@ class SampleOptions:
     solver: (
         Literal["ddim", "ddpm", "euler", "heun", "edm-heun", "dpm++2m", "sde-dpm++2m", "ancestral", "first-hitting"]
         | None
-    ) = _option(None, "rule that steps; none: dpm++2m, or first-hitting for tokens")
-    steps: int | None = _option(None, "steps; none: 25, or one per token")
+    ) = option(None, "rule that steps; none: dpm++2m, or first-hitting for tokens")
+    steps: int | None = option(None, "steps; none: 25, or one per token")
     grid: (
         Literal["t", "logsnr", "karras", "quadratic", "exponential", "beta", "linspace", "leading", "trailing"] | None
-    ) = _option(None, "spacing of the steps; none: logsnr")
-    guidance: float = _option(1.0, "classifier-free guidance scale; 1 is none")
+    ) = option(None, "spacing of the steps; none: logsnr")
+    guidance: float = option(1.0, "classifier-free guidance scale; 1 is none")
+    guidance_interval: tuple[float, float] | None = option(
+        None, "guide only where sigma / alpha (tokens: t) is above the first and at most the second; none: everywhere"
+    )
+    guidance_rescale: float = option(
+        0.0, "share of the guided mean that is scaled back to the spread of the conditional one, 0 to 1"
+    )
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1.")
         if self.guidance < 0:
             raise ValueError(f"guidance={self.guidance} must not be negative; 1 is conditional without guidance.")
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval={self.guidance_interval} is empty; give two rising numbers.")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale} is a share and must lie in [0, 1].")

@@ -76,12 +76,10 @@ class Plan:
     Args:
         entries: Stages and renoise entries.
         grid: The grid they came from.
-        memory: How many past means a stage can use.
     """
 
     entries: tuple[Stage | Renoise, ...]
     grid: Tensor
-    memory: int = 0
 
     @property
     def stages(self) -> list[Stage]:

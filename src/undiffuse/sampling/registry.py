@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import Any
 
 from undiffuse.sampling.solver import Solver
+from undiffuse.words import did_you_mean
 
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("undiffuse.sampling.ddim:DDIM", {}),
@@ -28,9 +28,8 @@ def make_solver(name: str, **options: Any) -> Solver:
         ValueError: The name or an option is unknown, or an option is out of range.
     """
     if name not in SOLVERS:
-        near = difflib.get_close_matches(name, SOLVERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"solver {name!r} is unknown; choose one of {', '.join(SOLVERS)}.{hint}")
+        near = did_you_mean(name, SOLVERS)
+        raise ValueError(f"solver {name!r} is unknown; choose one of {', '.join(SOLVERS)}.{near}")
     location, preset = SOLVERS[name]
     module, attribute = location.split(":")
     try:

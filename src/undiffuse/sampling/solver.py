@@ -19,8 +19,8 @@ from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import check_grid
-from undiffuse.sampling.path import Path
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
+from undiffuse.sampling.steps import Steps
 
 
 class Memory(NamedTuple):
@@ -30,13 +30,11 @@ class Memory(NamedTuple):
         start: State at the beginning of the current step; None between steps.
         means: Posterior means met in the current step, oldest first.
         past: Posterior means of earlier steps, newest first.
-        extra: What a solver of another kind keeps.
     """
 
     start: Tensor | None = None
     means: tuple[Tensor, ...] = ()
     past: tuple[Tensor, ...] = ()
-    extra: Any = None
 
 
 class Solver(ABC):
@@ -110,9 +108,7 @@ class Columns:
 class AffineSolver(Solver):
     """A Gaussian solver with one evaluation per step, given by its coefficients."""
 
-    memory: ClassVar[int] = 0
-
-    def coefficients(self, path: Path) -> Columns:
+    def coefficients(self, steps: Steps) -> Columns:
         """Return the coefficients of all steps at once.
 
         Columns of elements with s = t are ignored, and steps to s = 0 become x = mean whatever is returned.
@@ -121,7 +117,7 @@ class AffineSolver(Solver):
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Write the coefficients of every step."""
-        return Plan(affine_stages(self.coefficients(Path(process, grid)), grid), grid, self.memory)
+        return Plan(affine_stages(self.coefficients(Steps(process, grid)), grid), grid)
 
     def draw(self, entry: Stage | Renoise, x: Tensor, noise: NoiseSource) -> Tensor | None:
         """Draw normals of the state's shape where the entry uses them."""

@@ -34,7 +34,7 @@ class MaskedELBO(Objective):
         """Mask N rows."""
         tokens: Tensor = batch["x"]
         level = stratify(noise.uniform("time", 0, ()), batch_size)
-        order = noise.uniform("order", 0, tuple(tokens.shape[1:]))
+        order = noise.uniform("data", 0, tuple(tokens.shape[1:]))
         masked = self.mask(categorical_process(denoiser), tokens, level, order)
         return Corrupted(masked.x, masked.t, tokens, masked.weight, **self.conditions(batch, noise))
 
@@ -62,7 +62,7 @@ class CategoricalELBO(Objective):
         """Corrupt N rows to level i, stratified over the batch."""
         tokens: Tensor = batch["x"]
         t, _ = level_times(stratify(noise.uniform("time", 0, ()), batch_size), self.levels)
-        x_t = categorical_process(denoiser).corrupt(tokens, t, noise.uniform("order", 0, tuple(tokens.shape[1:])))
+        x_t = categorical_process(denoiser).corrupt(tokens, t, noise.uniform("data", 0, tuple(tokens.shape[1:])))
         no_weight = torch.empty(len(tokens), 0, device=tokens.device)
         return Corrupted(x_t, t, tokens, no_weight, **self.conditions(batch, noise))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from undiffuse.config import dump_yaml, load_yaml
 from undiffuse.errors import ConfigError, TrainingError
+from undiffuse.files import write_whole
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in, disk_errors
 from undiffuse.training.recipe import Recipe, changed_keys
 
@@ -50,7 +51,7 @@ def bind_recipe(folder: Path, recipe: Recipe) -> None:
         if changes:
             raise ConfigError(
                 f"{folder} holds a run with another recipe ({'; '.join(changes)}). Give these the old values to go on "
-                f"with it, or choose another out folder."
+                f"with it, or choose another out folder; train.init={folder} starts a new run from its weights."
             )
     write_text(path, dump_yaml(recipe))
 
@@ -66,7 +67,5 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         TrainingError: The disk is full or not writable.
     """
-    temporary = path.with_name(path.name + ".writing")
     with disk_errors(path.name, path.parent):
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold `folder`/.lock, which names our process; a killed run leaves the file but not the lock.
 
     Raises:
-        TrainingError: A living process holds it.
+        TrainingError: A living process holds it, or the system has no such locks.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise TrainingError(
+            "training locks its folder as Linux and macOS do; this system cannot, use one of these."
+        ) from None
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

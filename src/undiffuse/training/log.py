@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from undiffuse.files import write_whole
 from undiffuse.training.checkpoints import disk_errors
+from undiffuse.words import plain_json
 
 
 class RunLog:
@@ -24,9 +24,7 @@ class RunLog:
         self.path = path
         kept = [row for row in read_log(path) if row["step"] <= step]
         with disk_errors("log", path.parent):
-            temporary = path.with_suffix(".writing")
-            temporary.write_text(_lines(kept))
-            os.replace(temporary, path)
+            write_whole(path, lambda part: part.write_text(_lines(kept)))
 
     def append(self, *rows: dict[str, Any]) -> None:
         """Write rows and flush them.
@@ -52,13 +50,4 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(_plain(row)) + "\n" for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return "".join(json.dumps(plain_json(row)) + "\n" for row in rows)

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from undiffuse.data import Dataset
 from undiffuse.data.memory import free_bytes
 from undiffuse.errors import TrainingError
 from undiffuse.networks.build import build_network
 from undiffuse.process.options import CategoricalOptions
 from undiffuse.spec import DataSpec
 from undiffuse.training.recipe import Recipe
+from undiffuse.training.stream import block_elements
+from undiffuse.words import human_bytes
 
+_BLOCK_BYTES = 64  # per value of a block, at its peak: normals in float64 with their parts, x_0, x_t and the target
 _BACKWARD_SHARE = 1.3  # gradients of activations and workspace, beside what forward keeps
 
 
@@ -33,17 +37,19 @@ class Footprint:
 def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
     """Return the size of a recipe's network on this data, and its memory in training.
 
-    Weights, gradients and two moments in float32, one copy per average, and what a forward pass of one part of a
-    batch keeps for the backward pass.
+    Weights, gradients and two moments in float32, one copy per average, what a forward pass of one part of a
+    batch keeps for the backward pass, and a block of corrupted batches.
     """
-    rows = max(1, recipe.train.batch_size // recipe.train.accumulate // processes)
+    own_rows = max(1, recipe.train.batch_size // processes)
+    rows = max(1, own_rows // recipe.train.accumulate)
     with FakeTensorMode():
         network = build_network(recipe.model, spec, states=_states(recipe, spec)).eval()
         parameters = sum(p.numel() for p in network.parameters())
         kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
     share = 0.5 if recipe.train.precision == "bfloat16" else 1.0
     copies = 4 + len(recipe.train.ema)
-    return Footprint(parameters, int(4 * parameters * copies + _BACKWARD_SHARE * share * kept))
+    block = _BLOCK_BYTES * block_elements(spec, own_rows)
+    return Footprint(parameters, int(4 * parameters * copies + _BACKWARD_SHARE * share * kept) + block)
 
 
 def require_training_memory(need: Footprint, device: torch.device) -> None:
@@ -52,7 +58,7 @@ def require_training_memory(need: Footprint, device: torch.device) -> None:
     Raises:
         TrainingError: The footprint exceeds what is free on the device.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
+    free = free_on(device)
     if free is not None and need.bytes > free:
         raise TrainingError(
             f"training needs about {human_bytes(need.bytes)} but {human_bytes(free)} are free; lower train.batch_size, "
@@ -60,13 +66,20 @@ def require_training_memory(need: Footprint, device: torch.device) -> None:
         )
 
 
-def human_bytes(size: float) -> str:
-    """Return a size as people write it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+def place_data(dataset: Dataset, need: Footprint, device: torch.device) -> Dataset:
+    """Return the data set on the device if it fits there beside the training, else where it is."""
+    free = free_on(device)
+    return dataset.to(device) if free is None or need.bytes + data_bytes(dataset) <= free else dataset
+
+
+def data_bytes(dataset: Dataset) -> int:
+    """Return the bytes of the tensors that a data set holds."""
+    return sum(value.nbytes for value in vars(dataset).values() if isinstance(value, Tensor))
+
+
+def free_on(device: torch.device) -> int | None:
+    """Return the free bytes of a device, or None where the system does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
 
 
 def _saved_bytes(network: nn.Module, x: Tensor, level: Tensor) -> int:

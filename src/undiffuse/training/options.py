@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-RUNTIME_KEYS = frozenset(
-    {"train.checkpoint_every", "train.keep", "train.preview_every", "train.previews", "train.max_bad_steps"}
-)
-"""Keys that change what a run writes but not what it learns: they may differ between a run and its resumption."""
+from undiffuse.words import option
 
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+_WRITING = ("log_every", "checkpoint_every", "keep", "preview_every", "previews", "max_bad_steps")
+RUNTIME_KEYS = frozenset(f"train.{name}" for name in ("device", *_WRITING))
+"""Keys that change where a run computes and what it writes but not what it learns: a resumption may change them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +30,22 @@ class DenoisingOptions:
         "truncated-snr",
         "elbo",
         "sigmoid",
-    ] = _option("own", "loss weight; 'own' is uniform on the error of what the network predicts")
-    min_snr_gamma: float = _option(5.0, "min-snr: ceiling of the SNR")
-    p2_k: float = _option(1.0, "p2: offset of the SNR")
-    p2_gamma: float = _option(1.0, "p2: exponent")
-    bias: float = _option(0.0, "sigmoid: shift of the log-SNR, in nats")
-    times: Literal["uniform", "logit-normal", "edm", "mode", "importance"] = _option(
+    ] = option("own", "loss weight; 'own' is uniform on the error of what the network predicts")
+    min_snr_gamma: float = option(5.0, "min-snr: ceiling of the SNR")
+    p2_k: float = option(1.0, "p2: offset of the SNR")
+    p2_gamma: float = option(1.0, "p2: exponent")
+    bias: float = option(0.0, "sigmoid: shift of the log-SNR, in nats")
+    times: Literal["uniform", "logit-normal", "edm", "mode", "importance"] = option(
         "uniform", "law of the training times"
     )
-    time_mean: float | None = _option(None, "logit-normal: mean of logit t (0); edm: mean of ln sigma (-1.2)")
-    time_std: float | None = _option(None, "logit-normal: std of logit t (1); edm: std of ln sigma (1.2)")
-    mode_scale: float = _option(1.29, "mode: strength of the pull to middle times")
-    stratified: bool = _option(True, "spread the times of one batch evenly over their law")
-    importance: bool = _option(False, "divide by the density of the times, so that it changes the variance only")
-    p_async: float = _option(0.0, "video: share of clips whose frames get independent times (0.2 is usual)")
-    async_per: Literal["clip", "batch"] = _option("clip", "video: draw that choice per clip or per batch")
-    drop: float = _option(0.1, "share of labels and vector conditions dropped, for guidance")
+    time_mean: float | None = option(None, "logit-normal: mean of logit t (0); edm: mean of ln sigma (-1.2)")
+    time_std: float | None = option(None, "logit-normal: std of logit t (1); edm: std of ln sigma (1.2)")
+    mode_scale: float = option(1.29, "mode: strength of the pull to middle times")
+    stratified: bool = option(True, "spread the times of one batch evenly over their law")
+    importance: bool = option(False, "divide by the density of the times, so that it changes the variance only")
+    p_async: float = option(0.0, "video: share of clips whose frames get independent times (0.2 is usual)")
+    async_per: Literal["clip", "batch"] = option("clip", "video: draw that choice per clip or per batch")
+    drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
         _check_share("p_async", self.p_async)
@@ -59,6 +56,11 @@ class DenoisingOptions:
                 raise ValueError(f"{name}={value} must be positive.")
         if self.mode_scale > 2 / (3.141592653589793 - 2) + 1e-9:
             raise ValueError(f"mode_scale={self.mode_scale} is above 1.75, where the map of times folds; lower it.")
+        if self.times == "importance" and self.p_async:
+            raise ValueError(
+                f"times=importance learns one time per clip, but p_async={self.p_async} draws one per frame; set "
+                f"p_async=0 or choose other times."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,8 @@ class MaskedELBOOptions:
     """Evidence bound of absorbing processes: a masked-prediction loss."""
 
     kind: Literal["masked-elbo"] = "masked-elbo"
-    sampling: Literal["count", "time"] = _option(
-        "count", "draw the number of masked tokens (less variance) or the time"
-    )
-    drop: float = _option(0.1, "share of labels and vector conditions dropped, for guidance")
+    sampling: Literal["count", "time"] = option("count", "draw the number of masked tokens (less variance) or the time")
+    drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
         _check_share("drop", self.drop)
@@ -80,8 +80,8 @@ class CategoricalELBOOptions:
     """Discrete-time evidence bound of any categorical process: uniform, mask-replace, absorbing."""
 
     kind: Literal["categorical-elbo"] = "categorical-elbo"
-    levels: int = _option(1000, "number of noise levels of the bound")
-    drop: float = _option(0.1, "share of labels and vector conditions dropped, for guidance")
+    levels: int = option(1000, "number of noise levels of the bound")
+    drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
         _check_share("drop", self.drop)
@@ -93,26 +93,27 @@ class CategoricalELBOOptions:
 class TrainOptions:
     """How long and how to train, and what to write on the way."""
 
-    steps: int = _option(10_000, "optimizer steps")
-    batch_size: int = _option(128, "items per optimizer step, over all processes")
-    accumulate: int = _option(1, "parts in which a batch goes through the network, to save memory")
-    lr: float = _option(1e-3, "peak learning rate")
-    warmup: int = _option(100, "steps of linear warm-up")
-    decay: Literal["cosine", "linear", "constant"] = _option("cosine", "learning rate after the warm-up")
-    final_lr: float = _option(0.0, "learning rate at the end, as a share of the peak")
-    weight_decay: float = _option(0.0, "decoupled weight decay")
-    betas: tuple[float, float] = _option((0.9, 0.99), "moment decays of AdamW")
-    clip: float = _option(1.0, "largest norm of the gradient; 0 does not clip")
-    ema: tuple[float, ...] = _option((0.05, 0.10), "relative widths of the averaged weights; the first is the model")
-    precision: Literal["float32", "bfloat16"] = _option("float32", "dtype inside the network")
-    device: str = _option("auto", "auto, cpu, cuda, mps")
-    seed: int = _option(0, "seed of weights, order and noise")
-    log_every: int = _option(50, "steps per line of log.jsonl")
-    checkpoint_every: int = _option(1000, "steps between checkpoints")
-    keep: int = _option(2, "checkpoints kept")
-    preview_every: int = _option(1000, "steps between preview pictures; 0 for none")
-    previews: int = _option(36, "samples in a preview")
-    max_bad_steps: int = _option(20, "consecutive non-finite steps that stop the run")
+    steps: int = option(10_000, "optimizer steps")
+    batch_size: int = option(128, "items per optimizer step, over all processes")
+    accumulate: int = option(1, "parts in which a batch goes through the network, to save memory")
+    lr: float = option(1e-3, "peak learning rate")
+    warmup: int = option(100, "steps of linear warm-up")
+    decay: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
+    final_lr: float = option(0.0, "learning rate at the end, as a share of the peak")
+    weight_decay: float = option(0.0, "decoupled weight decay")
+    betas: tuple[float, float] = option((0.9, 0.99), "moment decays of AdamW")
+    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    ema: tuple[float, ...] = option((0.05, 0.10), "relative widths of the averaged weights; the first is the model")
+    precision: Literal["float32", "bfloat16"] = option("float32", "dtype inside the network")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    init: str | None = option(None, "model whose weights start the run (fine-tuning); none: fresh weights")
+    seed: int = option(0, "seed of weights, order and noise")
+    log_every: int = option(50, "steps per line of log.jsonl")
+    checkpoint_every: int = option(1000, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    preview_every: int = option(1000, "steps between preview pictures; 0 for none")
+    previews: int = option(36, "samples in a preview")
+    max_bad_steps: int = option(20, "consecutive non-finite steps that stop the run")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "max_bad_steps"):

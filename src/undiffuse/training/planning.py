@@ -8,8 +8,9 @@ import torch
 
 from undiffuse.data import Dataset
 from undiffuse.errors import ConfigError
-from undiffuse.training.memory import Footprint, footprint, human_bytes
+from undiffuse.training.memory import Footprint, data_bytes, footprint
 from undiffuse.training.recipe import Recipe
+from undiffuse.words import human_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1
         f"network  {recipe.model.kind}, {need.parameters:,} parameters",
         f"process  {_process(recipe)}, objective {recipe.objective.kind}",
         f"steps    {train.steps:,} of {train.batch_size} items ({epochs:.3g} passes over the data), rate {train.lr:g}",
-        f"memory   about {human_bytes(need.bytes)} beside the data; {torch.get_num_threads()} thread(s)",
+        f"memory   about {human_bytes(need.bytes)} beside {human_bytes(data_bytes(dataset))} of data; {torch.get_num_threads()} thread(s)",
     )
     return Plan(lines, need)
 

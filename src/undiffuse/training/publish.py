@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.folder import write_text
 from undiffuse.training.recipe import Recipe
+from undiffuse.training.versions import versions
 
 _PREVIEW_SEED = 0
 
@@ -34,15 +36,24 @@ class Publisher:
         self.folder, self.recipe = folder, recipe
 
     def model(self, denoiser: Denoiser, step: int) -> None:
-        """Write `model.safetensors` and `config.json`."""
-        self._wrap(denoiser).save(self.folder)
+        """Write `model.safetensors`, then `config.json` and `README.md`, which name the step."""
+        self._wrap(denoiser, step).save(self.folder)
+
+    def published(self) -> int | None:
+        """Return the step of the model in the folder; None where there is none, or none that is whole."""
+        try:
+            info = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["info"]
+            return info["step"] if (self.folder / "model.safetensors").is_file() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def preview(self, denoiser: Denoiser, step: int) -> None:
         """Write samples/step-NNNNNNNN: a PNG grid of images, a text file of texts; nothing for other data."""
         spec = denoiser.spec
         if spec is None or spec.kind not in ("image", "tokens"):
             return
-        samples = self._wrap(denoiser).sample(self.recipe.train.previews, seed=_PREVIEW_SEED, cond=self._labels(spec))
+        model = self._wrap(denoiser, step)
+        samples = model.sample(self.recipe.train.previews, seed=_PREVIEW_SEED, cond=self._labels(spec))
         path = self.folder / "samples" / f"step-{step:08d}"
         with disk_errors("preview", self.folder):
             path.parent.mkdir(exist_ok=True)
@@ -61,7 +72,13 @@ class Publisher:
             return None
         return {"label": torch.arange(self.recipe.train.previews) % len(spec.classes)}
 
-    def _wrap(self, denoiser: Denoiser) -> Model:
+    def _wrap(self, denoiser: Denoiser, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}
         assert denoiser.spec is not None
-        return Model(denoiser, denoiser.spec, chosen)
+        made_by = {
+            "step": step,
+            "seed": self.recipe.train.seed,
+            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+            "recipe": to_dict(self.recipe),
+        }
+        return Model(denoiser, denoiser.spec, chosen, made_by)

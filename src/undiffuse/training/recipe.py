@@ -21,12 +21,15 @@ from undiffuse.training.options import (
     MaskedELBOOptions,
     TrainOptions,
 )
+from undiffuse.words import did_you_mean
 
 if TYPE_CHECKING:
     from undiffuse.spec import DataSpec
 
 RECIPES = ("digits", "image", "vector", "text")
 """Names of the recipes shipped in the package's `recipes` folder."""
+
+_PATHS = frozenset({"data.source", "train.init"})  # keys that may name a path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ class Recipe:
                 f"objective={self.objective.kind} does not go with process={self.process.kind}; use {fitting}."
             )
         self._check_time()
+        if tokens and self.sample.guidance_rescale:
+            raise ValueError("sample.guidance_rescale works on continuous data; leave it at 0 for tokens.")
 
     def _check_time(self) -> None:
         corruption = getattr(self.process, "corruption", "absorbing")
@@ -80,7 +85,9 @@ def recipe_layer(recipe: str | Path) -> dict[str, Any]:
             return load_yaml(path)
     if name.endswith((".yaml", ".yml")) and Path(name).is_file():
         return load_yaml(name)
-    raise ConfigError(f"recipe {name!r} is neither a YAML file nor one of {', '.join(RECIPES)}{_nearest(name)}.")
+    raise ConfigError(
+        f"recipe {name!r} is neither a YAML file nor one of {', '.join(RECIPES)}.{did_you_mean(name, RECIPES)}"
+    )
 
 
 def choose_recipe(spec: DataSpec) -> str:
@@ -103,12 +110,26 @@ def override_layers(overrides: Sequence[str] = (), **options: Any) -> list[dict[
 def changed_keys(old: dict[str, Any], new: Recipe) -> list[str]:
     """Return "key: old -> new" for what differs between a run's recipe and another, runtime keys aside."""
     before, after = _flat(to_dict(resolve(Recipe, old))), _flat(to_dict(new))
-    keys = sorted(before.keys() | after.keys())
+    keys = sorted((before.keys() | after.keys()) - RUNTIME_KEYS)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in keys
-        if before.get(key) != after.get(key) and key not in RUNTIME_KEYS
+        if not _same(key, before.get(key), after.get(key))
     ]
+
+
+def _same(key: str, before: Any, after: Any) -> bool:
+    """Whether two values mean the same; a path may be spelled in several ways."""
+    if key not in _PATHS or before is None or after is None:
+        return bool(before == after)
+    return bool(before == after) or _place(before) == _place(after)
+
+
+def _place(name: str) -> str | Path:
+    """Return the absolute path that a name means; a name that is no path, such as that of built-in data, itself."""
+    from undiffuse.data.embedded import EMBEDDED
+
+    return name if name in EMBEDDED else Path(name).expanduser().resolve()
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,10 +137,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _nearest(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, RECIPES, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, Dataset, open_data, split
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
 from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.devices import Devices
+from undiffuse.training.fine_tuning import start_from
 from undiffuse.training.folder import bind_recipe, make_folder, write_facts
+from undiffuse.training.given import GIVEN, is_name, open_given, refuse_given
 from undiffuse.training.lock import locked
 from undiffuse.training.log import read_log
-from undiffuse.training.memory import require_training_memory
+from undiffuse.training.memory import place_data, require_training_memory
+from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
 from undiffuse.training.publish import Publisher
 from undiffuse.training.recipe import Recipe, choose_recipe, override_layers, recipe_layer
 from undiffuse.training.trainer import Trainer
+from undiffuse.training.versions import versions
 
 if TYPE_CHECKING:
     from undiffuse.models import Model
 
+Source = str | Path | np.ndarray | Tensor | Dataset
 _TASK = "train"
 
 
@@ -66,7 +74,7 @@ class Prepared:
 
 
 def train(
-    source: str | Path | None = None,
+    source: Source | None = None,
     recipe: str | Path | Recipe | None = None,
     *,
     out: str | Path | None = None,
@@ -78,6 +86,7 @@ def train(
 
     Args:
         source: Data: a built-in name, a folder, a file; None where the recipe names it. A recipe's YAML file will do.
+            Or the data themselves: an array or tensor (N, ...), read as a .npy file is, or a `Dataset`.
         recipe: Name of a shipped recipe, a YAML file, a `Recipe`, or None to look at the data and choose.
         out: The run's folder; default runs/<name of the data>.
         listener: Hears about progress.
@@ -91,34 +100,37 @@ def train(
         UndiffuseError: Data, recipe, folder or training trouble, each with what to do.
     """
     layers = override_layers(overrides, **options)
-    chosen, dataset = choose(source, recipe, layers)
-    folder = make_folder(Path(out) if out is not None else Path("runs") / Path(chosen.data.source).resolve().stem)
-    devices = Devices(chosen.train)
-    prepared = prepare(chosen, dataset, devices.share.size)
-    if not devices.is_main:
-        return _train_into(folder, prepared, devices, listener)
-    with locked(folder):
-        bind_recipe(folder, chosen)
+    source, recipe = _sort_out(source, recipe)
+    devices = Devices(_known_options(recipe, layers))
+    with ExitStack() as held:
+        folder = None if out is None else _claim(Path(out), devices, held)  # first: reading data can take minutes
+        with devices.agree():
+            chosen, dataset = choose(source, recipe, layers)
+            devices.check_batch(chosen.train)
+        if folder is None:
+            folder = _claim(Path("runs") / Path(chosen.data.source).resolve().stem, devices, held)
+        with devices.agree():
+            prepared = prepare(chosen, dataset, devices.share.size)
+            if devices.is_main:
+                bind_recipe(folder, chosen)
+            _announce(folder, prepared, devices, listener)
+            require_training_memory(prepared.plan.footprint, devices.device)
         return _train_into(folder, prepared, devices, listener)
 
 
-def choose(
-    source: str | Path | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]
-) -> tuple[Recipe, Dataset]:
+def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> tuple[Recipe, Dataset]:
     """Resolve the recipe and open its data; without a recipe the data choose one.
 
     Raises:
         ConfigError, DataError: Unknown names or options; missing or unreadable data.
     """
-    if recipe is None and str(source).endswith((".yaml", ".yml")):
-        source, recipe = None, source
-    named: dict[str, Any] = {} if source is None else {"data.source": str(source)}
+    source, recipe = _sort_out(source, recipe)
+    named: dict[str, Any] = {} if source is None else {"data.source": str(source) if is_name(source) else GIVEN}
     if recipe is not None:
-        base = to_dict(recipe) if isinstance(recipe, Recipe) else recipe_layer(recipe)
-        resolved = resolve(Recipe, base, named, *layers)
-        return resolved, open_data(_source(resolved.data), resolved.data)
-    data = resolve(Recipe, named, *(_data_only(layer) for layer in layers)).data
-    dataset = open_data(_source(data), data)
+        resolved = resolve(Recipe, _base(recipe), named, *layers)
+        return resolved, _open(source, resolved.data)
+    data = resolve(Recipe, named, *(_only("data", layer) for layer in layers)).data
+    dataset = _open(source, data)
     name = "digits" if data.source == "digits" else choose_recipe(dataset.spec)
     return resolve(Recipe, recipe_layer(name), {"data": to_dict(data)}, *layers), dataset
 
@@ -130,23 +142,37 @@ def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Prepared:
     return Prepared(recipe, training, held_out, plan(recipe, training, len(held_out) if held_out else 0, processes))
 
 
+def _claim(path: Path, devices: Devices, held: ExitStack) -> Path:
+    """Make the folder and lock it until `held` is closed."""
+    with devices.agree():
+        if devices.is_main:
+            held.enter_context(locked(make_folder(path)))
+    return path
+
+
+def _announce(folder: Path, prepared: Prepared, devices: Devices, listener: Listener) -> None:
+    if not devices.is_main:
+        return
+    for line in prepared.plan.lines:
+        listener(Message(_TASK, line, "warning" if "warning:" in line else "info"))
+    write_facts(folder, _facts(prepared, devices))
+
+
 def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Listener) -> Run:
     recipe = prepared.recipe
-    if devices.is_main:
-        for line in prepared.plan.lines:
-            listener(Message(_TASK, line, "warning" if "warning:" in line else "info"))
-        write_facts(folder, _facts(prepared, devices))
-    require_training_memory(prepared.plan.footprint, devices.device)
     denoiser = build_denoiser(recipe, prepared.training.spec)
+    if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
+        start_from(denoiser, recipe.train.init)
     objective = make_objective(recipe.objective, denoiser)
     publisher = Publisher(folder, recipe)
     trainer = Trainer(
         denoiser,
         objective,
-        prepared.training,
+        place_data(prepared.training, prepared.plan.footprint, devices.device),
         recipe.train,
         folder,
         publish=publisher.model,
+        published=publisher.published,
         preview=publisher.preview,
         listener=listener,
         devices=devices,
@@ -162,14 +188,8 @@ def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Li
 
 
 def _facts(prepared: Prepared, devices: Devices) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("undiffuse")
-    except PackageNotFoundError:
-        own = "source tree"
     return {
-        "versions": {"undiffuse": own, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "device": str(devices.device),
         "processes": devices.share.size,
@@ -181,13 +201,34 @@ def _facts(prepared: Prepared, devices: Devices) -> dict[str, Any]:
     }
 
 
-def _source(data: DataOptions) -> str:
+def _sort_out(source: Any, recipe: Any) -> tuple[Any, Any]:
+    """Take a source that is a YAML file for the recipe."""
+    if recipe is None and is_name(source) and str(source).endswith((".yaml", ".yml")):
+        return None, source
+    return source, recipe
+
+
+def _base(recipe: str | Path | Recipe) -> dict[str, Any]:
+    return to_dict(recipe) if isinstance(recipe, Recipe) else recipe_layer(recipe)
+
+
+def _known_options(recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> TrainOptions:
+    """Return the options of training as far as they are known before the data are read; device and precision are."""
+    base = {} if recipe is None else _base(recipe)
+    return resolve(Recipe, *(_only("train", layer) for layer in (base, *layers))).train
+
+
+def _only(group: str, layer: dict[str, Any] | list[str]) -> dict[str, Any] | list[str]:
+    """Return the part of a layer that belongs to a group."""
+    if isinstance(layer, list):
+        return [text for text in layer if text.startswith(f"{group}.")]
+    return {key: value for key, value in layer.items() if key == group or key.startswith(f"{group}.")}
+
+
+def _open(source: Source | None, data: DataOptions) -> Dataset:
+    if not is_name(source):
+        return open_given(source, data)
     if not data.source:
         raise ConfigError("no data were named; give a source, such as digits or a folder (data.source).")
-    return data.source
-
-
-def _data_only(layer: dict[str, Any] | list[str]) -> dict[str, Any] | list[str]:
-    if isinstance(layer, list):
-        return [text for text in layer if text.startswith("data.")]
-    return {key: value for key, value in layer.items() if key == "data" or key.startswith("data.")}
+    refuse_given(data.source)
+    return open_data(data.source, data)

@@ -31,7 +31,7 @@ class TrainingState:
         options: Optimizer and averaging profiles.
 
     Attributes:
-        averaged: A copy of the denoiser whose parameters are the first average; this is the model that is saved.
+        averaged: A copy of the denoiser whose parameters are the first average; `model` makes it ready for use.
         step: Optimizer steps done.
     """
 
@@ -54,6 +54,13 @@ class TrainingState:
         self.step += 1
         for profile in self.averages:
             profile.update(self._weights, self.step)
+
+    @torch.no_grad()
+    def model(self) -> Denoiser:
+        """Return the averaged denoiser; its buffers, which have no average, are those of now."""
+        for own, now in zip(self.averaged.buffers(), self.denoiser.buffers(), strict=True):
+            own.copy_(now)
+        return self.averaged
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as tensors by name; those of the network are not copied."""

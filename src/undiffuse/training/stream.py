@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.noise import KeyedNoise, permutation
+from undiffuse.noise import KeyedNoise, permutations
+from undiffuse.spec import DataSpec
 from undiffuse.training.objectives import Corrupted, Objective
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class BatchStream:
     """Batches of a training run, by step.
 
     Args:
-        dataset: Items in model units.
+        dataset: Items in model units, on any device; batches are moved.
         objective: Corrupts them.
         denoiser: Read for its process and prediction.
         seed: Seed of order and noise.
@@ -58,10 +59,10 @@ class BatchStream:
         self.dataset, self.objective, self.denoiser = dataset, objective, denoiser
         self.seed, self.batch_size, self.device, self.share = seed, batch_size, torch.device(device), share
         self.rows = batch_size // share.size
-        elements = self.rows * max(1, _elements(dataset))
+        elements = self.rows * elements_of(dataset.spec)
         self.block_steps = 1 if objective.adapts else max(1, min(BLOCK_STEPS, BLOCK_ELEMENTS // elements))
         self._block: tuple[int, Corrupted] | None = None
-        self._order: tuple[int, Tensor] | None = None
+        self._orders: tuple[range, Tensor] | None = None
 
     def step(self, step: int) -> Corrupted:
         """Return our rows of the batch of `step`, counted from 0."""
@@ -86,20 +87,25 @@ class BatchStream:
         """Return the data index of each running number: epoch e visits the data in the order keyed by (seed, e)."""
         n = len(self.dataset)
         epochs, places = items // n, items % n
-        chosen = torch.empty_like(items)
-        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
-            here = epochs == epoch
-            chosen[here] = self._epoch_order(epoch)[places[here]]
-        return chosen
+        known, orders = self._orders_of(range(int(epochs.min()), int(epochs.max()) + 1))
+        return orders[epochs - known.start, places]
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, permutation(self.seed, epoch, len(self.dataset)))
-        return self._order[1]
+    def _orders_of(self, epochs: range) -> tuple[range, Tensor]:
+        """Return epochs that include those asked for, and their orders (E, n); all at once, for they may be many."""
+        if self._orders is None or epochs[0] not in self._orders[0] or epochs[-1] not in self._orders[0]:
+            self._orders = (epochs, permutations(self.seed, epochs, len(self.dataset)))
+        return self._orders
 
 
-def _elements(dataset: Dataset) -> int:
-    return int(torch.Size(dataset.spec.shape).numel())
+def block_elements(spec: DataSpec, rows: int) -> int:
+    """Return the most noise values that a block holds, with `rows` items per step."""
+    step = rows * elements_of(spec)
+    return max(step, min(BLOCK_ELEMENTS, BLOCK_STEPS * step))
+
+
+def elements_of(spec: DataSpec) -> int:
+    """Return the number of values of one item, at least 1."""
+    return max(1, int(torch.Size(spec.shape).numel()))
 
 
 def _move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,6 @@ number of steps done, timings excepted.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,6 +30,8 @@ from undiffuse.training.options import TrainOptions
 from undiffuse.training.state import TrainingState
 from undiffuse.training.stop import StopRequest
 from undiffuse.training.stream import BatchStream
+from undiffuse.training.versions import versions
+from undiffuse.words import human_duration
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
@@ -55,10 +56,11 @@ class Trainer:
     Args:
         denoiser: What to train, on the CPU; it is moved to the device.
         objective: Its loss.
-        dataset: Training items.
+        dataset: Training items, on any device.
         options: How to train.
         folder: An existing folder for `log.jsonl` and `checkpoints/`.
         publish: Called with (averaged denoiser, step) at every checkpoint, to write the model.
+        published: Returns the step of the model that is written; one of another step is written again on resumption.
         preview: Called likewise every `preview_every` steps.
         listener: Hears `Advanced` and `Message`.
     """
@@ -72,13 +74,15 @@ class Trainer:
         folder: Path,
         *,
         publish: Hook | None = None,
+        published: Callable[[], int | None] | None = None,
         preview: Hook | None = None,
         listener: Listener = silent,
         devices: Devices | None = None,
     ) -> None:
         self.devices = devices or Devices(options)
         self.options, self.folder, self.listener = options, folder, listener
-        self.publish, self.preview = publish, preview
+        self.publish, self.published, self.preview = publish, published, preview
+        self.devices.check_batch(options)
         self.denoiser = denoiser.to(self.devices.device).train()
         self.objective = objective.to(self.devices.device)
         if objective.adapts and self.devices.share.size > 1:
@@ -87,7 +91,7 @@ class Trainer:
             )
         self.state = TrainingState(self.denoiser, self.objective, options)
         self.stream = BatchStream(
-            dataset.to(self.devices.device),
+            dataset,
             self.objective,
             self.denoiser,
             seed=options.seed,
@@ -115,6 +119,7 @@ class Trainer:
             CheckpointError: The newest checkpoint cannot be resumed.
         """
         self.resume()
+        self._publish_again()
         clock = self.clock()
         with StopRequest() as stop:
             while self.state.step < self.options.steps:
@@ -175,7 +180,7 @@ class Trainer:
         if step - clock.first_step == _ESTIMATE_AFTER and step < options.steps:
             self._estimate(clock)
         if self.preview and self.devices.is_main and _is_due(step, options.preview_every, options.steps):
-            self.preview(self.state.averaged, step)
+            self.preview(self.state.model(), step)
         if step % options.checkpoint_every == 0:
             self.save(clock)
 
@@ -223,7 +228,7 @@ class Trainer:
         self.state.window.wait()  # wait for the device once, so that the clock tells the truth
         rate = clock.rate(self.state.step)
         left = (self.options.steps - self.state.step) / rate
-        self._say(f"{rate:.3g} steps per second; about {_duration(left)} to go.")
+        self._say(f"{rate:.3g} steps per second; about {human_duration(left)} to go.")
 
     def _report(self, info: dict[str, float]) -> None:
         if self.devices.is_main:
@@ -251,24 +256,36 @@ class Trainer:
     def save(self, clock: Clock | None = None) -> None:
         """Write a checkpoint, and publish the averaged model."""
         self.seconds = clock.seconds() if clock else self.seconds
-        if self.state.step % self.options.checkpoint_every == 0:
+        if _is_due(self.state.step, self.options.checkpoint_every, self.options.steps):
             self._log_levels()  # first: a checkpoint must not hold what the log has already
         if self.devices.is_main:
             checkpoint = Checkpoint(self.state.tensors(), self._facts())
             write_checkpoint(self.folder / CHECKPOINTS, checkpoint, self.options.keep)
-            if self.publish is not None:
-                with disk_errors("model", self.folder):
-                    self.publish(self.state.averaged, self.state.step)
+            self._publish()
         self.devices.wait()
         self.saved_step = self.state.step
+
+    def _publish(self) -> None:
+        if self.publish is not None:
+            with disk_errors("model", self.folder):
+                self.publish(self.state.model(), self.state.step)
+
+    def _publish_again(self) -> None:
+        """Publish where the last sitting ended between its checkpoint and its model."""
+        if self.saved_step is None or self.published is None or not self.devices.is_main:
+            return
+        if self.published() != self.saved_step:
+            self._publish()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; cut the log back to it. Once; `run` does it too."""
         if self._resumed:
             return
         self._resumed = True
-        checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device) if self.devices.is_main else None
-        self.devices.wait()
+        checkpoint = None
+        with self.devices.agree():
+            if self.devices.is_main:
+                checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device)
         if not self.devices.is_main:
             checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device)
         if checkpoint is not None:
@@ -299,7 +316,7 @@ class Trainer:
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
             "processes": self.devices.share.size,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": versions(),
         }
 
     def _log_levels(self) -> None:
@@ -343,9 +360,3 @@ def _dropout_generator(denoiser: Denoiser, device: torch.device) -> torch.Genera
         return None
     network.dropout_generator = torch.Generator(device)
     return network.dropout_generator
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

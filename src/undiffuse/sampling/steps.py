@@ -1,4 +1,4 @@
-"""`Path`: a grid seen as steps, with the schedule's levels along it looked up once."""
+"""`Steps`: a grid seen as steps, with the schedule's levels along it looked up once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from undiffuse.process.gaussian import GaussianProcess
 
 
-class Path:
+class Steps:
     """Start and end of every step, and what the schedule says there, float64 (K,) or (K, B, F).
 
     Args:
