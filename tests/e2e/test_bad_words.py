@@ -62,6 +62,15 @@ def test_names_of_solvers_grids_devices_and_dtypes_are_checked(undiffuse: Comman
     assert undiffuse("train", "digits", *TINY, "--dtype", "int8").refuses("int8", "bfloat16")
 
 
+def test_guidance_settings_and_solver_options_are_checked(undiffuse: Command, digits_run: Path):
+    guided = ("sample", digits_run, "-n", "2", "--guidance", "2", "--out", "x")
+    assert undiffuse(*guided, "--guidance-interval", "3").refuses("'3'", "write LOW,HIGH")
+    assert undiffuse(*guided, "--guidance-interval", "3,1").refuses("interval", "low < high")
+    assert undiffuse(*guided, "--guidance-rescale", "2").refuses("rescale", "[0, 1]")
+    assert undiffuse(*guided, "--solver", "ddim", "--solver-option", "etta=1").refuses("'ddim'", "'etta'")
+    assert undiffuse(*guided, "--solver-option", "eta").refuses("'eta'", "NAME=VALUE")
+
+
 def test_a_solver_of_the_other_world_is_refused(undiffuse: Command, digits_run: Path, text_run: Path):
     assert undiffuse("sample", digits_run, "--solver", "first-hitting").refuses("FirstHitting")
     assert undiffuse("sample", text_run, "--solver", "ddim").refuses("DDIM")

@@ -172,10 +172,24 @@ def test_help_and_version_exit_with_0(undiffuse: Command, arguments: tuple[str, 
     assert "undiffuse" in answer.out
 
 
+def test_guidance_solver_options_and_dtype_reach_the_samples(undiffuse: Command, digits_run: Path):
+    words = ["sample", digits_run, "-n", 2, "--steps", 2, "--guidance", 2, "--solver", "ddim", "--json", "--out"]
+    more = ["--guidance-interval", "0.3,3", "--guidance-rescale", 0.5, "--solver-option", "eta=0.5"]
+    told = one_object(undiffuse(*words, "a", *more, "--dtype", "bfloat16").out)["sampling"]
+    assert told["guidance_interval"] == [0.3, 3.0] and told["guidance_rescale"] == 0.5
+    assert told["solver_options"] == {"eta": 0.5} and told["dtype"] == "bfloat16"
+    everywhere, inside = (
+        one_object(undiffuse(*words, *rest).out)["evaluations"]
+        for rest in (["b"], ["c", "--guidance-interval", "0.3,3"])
+    )
+    assert inside < everywhere == 4  # outside the interval a step costs one evaluation
+
+
 def test_the_demo_makes_one_page_of_both_models(undiffuse: Command, monkeypatch: pytest.MonkeyPatch):
     from undiffuse.cli import demo
+    from undiffuse.training import pace
 
-    monkeypatch.setattr(demo, "_PROBE_STEPS", 3)
+    monkeypatch.setattr(pace, "_PROBE_STEPS", 3)
     monkeypatch.setattr(demo, "_TEXTS", 2)
     monkeypatch.setattr(demo, "_ROWS", 1)
     result = one_object(undiffuse("demo", "--digits-seconds", 0.001, "--text-seconds", 0.001, "-n", 20, "--json").out)

@@ -117,7 +117,7 @@ LOG_P = triple_joint().flatten().log()
 
 
 def injected(time: Tensor, order: Tensor) -> InjectedNoise:
-    return InjectedNoise({("time", 0): time, ("order", 0): order})
+    return InjectedNoise({("time", 0): time, ("data", 0): order})
 
 
 def count_form(tokens: Tensor) -> Tensor:

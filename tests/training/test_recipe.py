@@ -14,10 +14,12 @@ from undiffuse.data import TensorDataset
 from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.networks import build_network
 from undiffuse.spec import DataSpec
+from undiffuse.training import memory
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.memory import Footprint, footprint, require_training_memory
 from undiffuse.training.planning import plan
 from undiffuse.training.recipe import RECIPES, Recipe, changed_keys, choose_recipe, override_layers, recipe_layer
+from undiffuse.training.stream import block_elements
 
 SPECS = {
     "digits": DataSpec(kind="image", shape=(1, 8, 8), classes=tuple("0123456789")),
@@ -74,6 +76,18 @@ def test_bare_keywords_are_training_options():
         ({"train.lr": "fast"}, "expected float"),
         ({"train.ema": [0.5]}, "0.28"),
         ({"process.shift": 3.0}, "rf"),
+        ({"objective.times": "importance", "objective.p_async": 0.2}, "p_async=0"),
+        ({"sample.guidance_interval": [2.0, 1.0]}, "rising"),
+        ({"sample.guidance_rescale": 1.5}, "share"),
+        (
+            {
+                "model": "transformer",
+                "process": "categorical",
+                "objective": "masked-elbo",
+                "sample.guidance_rescale": 0.5,
+            },
+            "tokens",
+        ),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(layer, words):
@@ -93,6 +107,21 @@ def test_changed_keys_are_named_and_runtime_keys_are_free():
     old = resolve(Recipe, recipe_layer("vector"))
     new = resolve(Recipe, recipe_layer("vector"), {"train.lr": 0.5, "train.keep": 9, "train.preview_every": 7})
     assert changed_keys(to_dict(old), new) == ["train.lr: 0.002 -> 0.5"]
+    elsewhere = resolve(Recipe, recipe_layer("vector"), {"train.device": "cpu", "train.log_every": 3})
+    assert not changed_keys(to_dict(old), elsewhere)
+
+
+def test_a_path_may_be_spelled_in_several_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def changes(old: str, new: str) -> list[str]:
+        recipes = [resolve(Recipe, recipe_layer("image"), {"data.source": name}) for name in (old, new)]
+        return changed_keys(to_dict(recipes[0]), recipes[1])
+
+    for spelling in ("photos/", "./photos", str(tmp_path / "photos"), "other/../photos"):
+        assert not changes("photos", spelling)
+    assert changes("photos", "other/photos")
+    assert changes("digits", "./digits"), "a built-in name is no path"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -103,7 +132,8 @@ def test_the_footprint_counts_parameters_exactly_and_builds_nothing(name):
     parameters = sum(p.numel() for p in network.parameters())
     need = footprint(recipe, SPECS[name])
     assert need.parameters == parameters
-    assert need.bytes > 6 * 4 * parameters
+    own_block = 64 * block_elements(SPECS[name], recipe.train.batch_size)
+    assert need.bytes > 6 * 4 * parameters + own_block
     assert footprint(resolve(Recipe, to_dict(recipe), {"train.accumulate": 2}), SPECS[name]).bytes < need.bytes
 
 
@@ -114,6 +144,22 @@ def test_a_network_beyond_the_memory_is_refused_before_it_is_built():
     with pytest.raises(TrainingError, match=r"TB but .* are free"):
         require_training_memory(need, torch.device("cpu"))
     require_training_memory(Footprint(10, 10), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("free", "moved"), [(10**6, True), (500, False), (None, True)])
+def test_data_go_to_the_device_only_where_they_fit_beside_the_training(monkeypatch, free, moved):
+    class Data:
+        def __init__(self) -> None:
+            self.values, self.device = torch.zeros(100), "cpu"
+
+        def to(self, device: torch.device) -> Data:
+            self.device = str(device)
+            return self
+
+    monkeypatch.setattr(memory, "free_on", lambda device: free)
+    placed = memory.place_data(Data(), Footprint(10, 200), torch.device("meta"))
+    assert (placed.device == "meta") is moved
+    assert memory.data_bytes(placed) == 400
 
 
 def test_the_plan_says_what_was_seen_and_what_will_happen():

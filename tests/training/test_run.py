@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from undiffuse.config import load_yaml
-from undiffuse.errors import ConfigError, TrainingError
+from undiffuse.data import TensorDataset
+from undiffuse.errors import CheckpointError, ConfigError, DataError, TrainingError
 from undiffuse.events import Finished, Message, Started
 from undiffuse.images import read_recipe
+from undiffuse.models import Model
+from undiffuse.spec import DataSpec
+from undiffuse.training import run as run_module
 from undiffuse.training.lock import locked
 from undiffuse.training.run import train
 
@@ -98,3 +105,84 @@ def test_an_out_folder_below_a_file_is_refused(tmp_path):
 def test_a_run_without_data_is_refused():
     with pytest.raises(ConfigError, match="no data were named"):
         train(recipe="vector", **SHORT)
+
+
+MOONS = {"overrides": ["model.width=16", "data.limit=200"], **SHORT}
+
+
+def test_the_model_says_what_it_was_made_by(tmp_path):
+    run = train("moons", out=tmp_path, **MOONS)
+    info = run.model.info
+    assert (info["step"], info["seed"]) == (4, 0) and f"torch {torch.__version__}" in info["versions"]
+    assert info["recipe"]["data"]["source"] == "moons"
+    assert "step: 4" in (tmp_path / "README.md").read_text()
+
+
+def test_a_finished_run_whose_model_could_not_be_written_writes_it_when_called_again(tmp_path, monkeypatch):
+    save = Model.save
+
+    def full_disk(model: Model, folder):
+        if model.info["step"] == 4:
+            raise OSError(28, "No space left on device")
+        return save(model, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingError, match="No space left"):
+        patch.setattr(Model, "save", full_disk)
+        train("moons", out=tmp_path, **MOONS)
+    assert json.loads((tmp_path / "config.json").read_text())["info"]["step"] == 2
+    again = train("moons", out=tmp_path, **MOONS)
+    whole = train("moons", out=tmp_path / "whole", **MOONS)
+    assert again.model.info["step"] == 4
+    for a, b in zip(again.model.denoiser.parameters(), whole.model.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_in_use_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "open_data", lambda *of: pytest.fail("the data were read"))
+    with locked(tmp_path), pytest.raises(TrainingError, match="another run"):
+        train("moons", out=tmp_path, **MOONS)
+
+
+def test_a_finished_run_cannot_be_made_longer_but_another_begins_with_its_weights(tmp_path):
+    first = train("moons", out=tmp_path / "a", **MOONS)
+    with pytest.raises(ConfigError, match=r"train\.steps: 4 -> 8.*train\.init="):
+        train("moons", out=tmp_path / "a", **{**MOONS, "steps": 8})
+    still = {**MOONS, "lr": 1e-30, "init": str(tmp_path / "a")}
+    second = train("moons", out=tmp_path / "b", **still)
+    for a, b in zip(first.model.denoiser.parameters(), second.model.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)  # the average of equal numbers rounds
+    misfit = {**still, "overrides": ["model.width=32", "data.limit=200"]}
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train("moons", out=tmp_path / "c", **misfit)
+    with pytest.raises(CheckpointError, match=r"process\.prediction"):
+        train("moons", out=tmp_path / "d", **{**still, "overrides": [*MOONS["overrides"], "process.prediction=noise"]})
+
+
+def points(n: int = 100) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, 3)) * 5
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])
+def test_arrays_and_tensors_are_data(tmp_path, convert):
+    small = {"overrides": ["model.width=16"], **SHORT}
+    run = train(convert(points()), out=tmp_path, **small)
+    assert run.model.spec.shape == (3,) and 3 < run.model.spec.std[0] < 7
+    assert train(convert(points()), out=tmp_path, **small).losses == run.losses
+    with pytest.raises(DataError, match="the same call"):
+        train(tmp_path / "recipe.yaml", out=tmp_path)
+
+
+def test_a_data_set_is_data(tmp_path):
+    spec = DataSpec(kind="image", shape=(1, 8, 8), classes=("a", "b"))
+    data = TensorDataset(data=torch.rand(40, 1, 8, 8), spec=spec, labels=torch.arange(40) % 2)
+    run = train(data, out=tmp_path, overrides=SMALL, **SHORT)
+    assert run.model.sample(1, cond={"label": "b"}).shape == (1, 1, 8, 8)
+    with pytest.raises(DataError, match=r"data\.limit"):
+        train(data, out=tmp_path / "b", overrides=[*SMALL, "data.limit=5"], **SHORT)
+
+
+def test_other_objects_are_refused_with_what_would_do(tmp_path):
+    with pytest.raises(DataError, match=r"a list; .*numpy array"):
+        train([1, 2, 3], out=tmp_path, **SHORT)
+    with pytest.raises(DataError, match="given array"):
+        train(np.array(["a", "b"]), out=tmp_path, **SHORT)

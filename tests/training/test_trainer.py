@@ -17,7 +17,8 @@ from tests.training.test_resume import ROOT
 from tests.training.tiny import tiny_trainer, vectors
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Message
-from undiffuse.noise import permutation
+from undiffuse.noise import permutation, permutations
+from undiffuse.training import lock, stream
 from undiffuse.training.checkpoints import checkpoints_in, read_checkpoint
 from undiffuse.training.lock import locked
 from undiffuse.training.log import RunLog, read_log
@@ -146,6 +147,50 @@ def test_progress_and_levels_are_reported(tmp_path):
     levels = [row["levels"] for row in read_log(tmp_path / "log.jsonl") if "levels" in row]
     assert [sum(row["count"]) for row in levels] == [160.0] * 3
     assert len(levels[0]["loss"]) == len(levels[0]["edges"]) + 1
+
+
+def test_the_steps_after_the_last_checkpoint_are_in_the_levels_too(tmp_path):
+    tiny_trainer(tmp_path, "mlp", 25).run()
+    rows = [row for row in read_log(tmp_path / "log.jsonl") if "levels" in row]
+    assert [(row["step"], sum(row["levels"]["count"])) for row in rows] == [(10, 160.0), (20, 160.0), (25, 80.0)]
+
+
+def test_a_model_behind_its_checkpoint_is_written_again(tmp_path):
+    published = []
+    tiny_trainer(tmp_path, "mlp", 10).run()
+    for step_in_folder in (None, 5, 10):
+        trainer = tiny_trainer(tmp_path, "mlp", 10)
+        trainer.publish, trainer.published = lambda model, step: published.append(step), lambda: step_in_folder  # noqa: B023
+        trainer.run()
+    assert published == [10, 10]
+
+
+def test_the_published_model_has_the_buffers_of_now(tmp_path):
+    published = {}
+    trainer = tiny_trainer(tmp_path, "mlp", 10)
+    for denoiser in (trainer.denoiser, trainer.state.averaged):
+        denoiser.register_buffer("count", torch.zeros(1))
+    trainer.denoiser.count += 3
+    trainer.publish = lambda model, step: published.update(model.state_dict())
+    trainer.save()
+    assert published["count"] == 3
+
+
+def test_tiny_data_take_one_call_for_all_epochs_of_a_block(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, "mlp", 10)
+    calls = []
+    monkeypatch.setattr(stream, "permutations", lambda *of: calls.append(of) or permutations(*of))
+    trainer.stream.dataset = trainer.stream.dataset.take(torch.arange(3))
+    chosen = trainer.stream.indices(torch.arange(6000, 9000))
+    assert len(calls) == 1
+    expected = [permutation(0, epoch, 3) for epoch in range(2000, 3000)]
+    assert torch.equal(chosen, torch.cat(expected))
+
+
+def test_without_file_locks_the_error_names_the_systems_that_have_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(TrainingError, match="Linux and macOS"), lock.locked(tmp_path):
+        pass
 
 
 def test_every_epoch_visits_every_item_once(tmp_path):

@@ -51,7 +51,8 @@ def bind_recipe(folder: Path, recipe: Recipe) -> None:
         if changes:
             raise ConfigError(
                 f"{folder} holds a run with another recipe ({'; '.join(changes)}). Give these the old values to go on "
-                f"with it, or choose another out folder; train.init={folder} starts a new run from its weights."
+                f"with it, or choose another out folder; there train.init={folder} begins with its weights, for more "
+                f"steps or other settings."
             )
     write_text(path, dump_yaml(recipe))
 

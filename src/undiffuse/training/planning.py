@@ -38,6 +38,7 @@ def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1
     except ValueError as error:
         raise ConfigError(str(error)) from error
     train = recipe.train
+    held = human_bytes(data_bytes(dataset))
     epochs = train.steps * train.batch_size / max(1, len(dataset))
     lines = (
         *(f"data     {line}" for line in dataset.summary()),
@@ -45,7 +46,7 @@ def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1
         f"network  {recipe.model.kind}, {need.parameters:,} parameters",
         f"process  {_process(recipe)}, objective {recipe.objective.kind}",
         f"steps    {train.steps:,} of {train.batch_size} items ({epochs:.3g} passes over the data), rate {train.lr:g}",
-        f"memory   about {human_bytes(need.bytes)} beside {human_bytes(data_bytes(dataset))} of data; {torch.get_num_threads()} thread(s)",
+        f"memory   about {human_bytes(need.bytes)} beside {held} of data; {torch.get_num_threads()} thread(s)",
     )
     return Plan(lines, need)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.config import resolve, to_dict
-from undiffuse.data import DataOptions, Dataset, open_data, split
+from undiffuse.data import DataOptions, open_data, split
+from undiffuse.data.dataset import Dataset
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
 from undiffuse.training.build import build_denoiser, make_objective

@@ -75,9 +75,13 @@ class LogNormalTimes:
         """Map uniforms to times."""
         n = _normal_quantile(u)
         schedule = self.schedule
-        t = schedule.time(-(self.mean + self.std * n))
+        level = -(self.mean + self.std * n)
+        t = schedule.time(level)
         rate = schedule.sigma_slope(t) / schedule.sigma(t) - schedule.alpha_slope(t) / schedule.alpha(t)
-        return _inside(schedule, t, self.std * _normal_quantile_slope(n) / rate)
+        # By the level: `time` brings levels beyond the range to its ends, from which rounding may lead back inside.
+        ends = schedule.half_logsnr(torch.tensor([schedule.t_max, schedule.t_min], dtype=t.dtype, device=t.device))
+        inside = (level > ends[0]) & (level < ends[1])
+        return _inside(schedule, t, torch.where(inside, self.std * _normal_quantile_slope(n) / rate, 0.0))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ number of steps done, timings excepted.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Listener, Message, silent
 from undiffuse.noise import KeyedNoise
 from undiffuse.training.checkpoints import CHECKPOINTS, Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
+from undiffuse.training.clock import Clock
 from undiffuse.training.devices import Devices, Scoring
 from undiffuse.training.log import RunLog
 from undiffuse.training.objectives import Corrupted, Objective
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Hook = Callable[[Denoiser, int], None]
 _TASK = "train"
-_REPORT_SECONDS = 0.25
 _ESTIMATE_AFTER = 20  # steps
 
 
@@ -175,7 +174,7 @@ class Trainer:
         step, options = self.state.step, self.options
         if step % options.log_every == 0 or step == options.steps:
             self._write_log(clock)
-        if clock.due(step):
+        if clock.due():
             self._report({})
         if step - clock.first_step == _ESTIMATE_AFTER and step < options.steps:
             self._estimate(clock)
@@ -323,28 +322,6 @@ class Trainer:
         levels = self.state.window.take_levels()
         if levels is not None:
             self._append({"step": self.state.step, "levels": levels})
-
-
-class Clock:
-    """Seconds of training, over all sittings, and when to report next."""
-
-    def __init__(self, seconds_before: float, first_step: int) -> None:
-        self.first_step = first_step
-        self._before = seconds_before
-        self._start = self._reported = time.perf_counter()
-
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start
-
-    def rate(self, step: int) -> float:
-        return (step - self.first_step) / max(1e-9, time.perf_counter() - self._start)
-
-    def due(self, step: int) -> bool:
-        now = time.perf_counter()
-        if now - self._reported < _REPORT_SECONDS:
-            return False
-        self._reported = now
-        return True
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
