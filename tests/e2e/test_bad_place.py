@@ -44,7 +44,7 @@ def test_a_full_disk_stops_sampling_with_a_remedy(undiffuse: Command, digits_run
 def test_two_runs_into_one_folder_are_told_apart(undiffuse: Command, tmp_path: Path):
     assert undiffuse("train", "digits", *TINY, "--out", "run").code == 0
     other = undiffuse("train", "digits", *TINY, "train.lr=0.5", "--out", "run")
-    assert other.refuses("train.lr: 0.002 -> 0.5", "choose another out folder")
+    assert other.refuses("train.lr: 0.004 -> 0.5", "choose another out folder")
     with (tmp_path / "run" / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert undiffuse("train", "digits", *TINY, "--out", "run").refuses("another run", "choose another")

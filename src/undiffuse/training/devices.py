@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ class Devices:
         self.accelerator = _accelerator(options)
         self.device: torch.device = self.accelerator.device
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        if self.share.size > 1:
+            atexit.register(_leave_group)
 
     def check_batch(self, options: TrainOptions) -> None:
         """Refuse a batch that does not divide among the processes.
@@ -103,6 +106,12 @@ class Devices:
         """Wait for all processes."""
         if self.share.size > 1:
             self.accelerator.wait_for_everyone()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes in order: gloo aborts a process that ends while a peer still talks to it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _accelerator(options: TrainOptions) -> Accelerator:
