@@ -5,7 +5,7 @@ import torch
 
 from tests.networks.helpers import count, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
-from undiffuse.networks.transformer import Transformer
+from undiffuse.networks.transformer import NeighbourMixing, Transformer
 
 
 def build(**kwargs) -> Transformer:
@@ -102,3 +102,20 @@ def test_parameter_count_of_the_reference_size():
     # 12 d^2 a block (4 d^2 attention, 8 d^2 feed-forward) of 4, plus embedding and head of 65 + 66 rows.
     expected = 4 * 12 * 128**2 + (65 + 66) * 128
     assert count(Transformer(65, 66)) == pytest.approx(expected, rel=0.02)
+
+
+def test_mixing_of_neighbours_starts_as_the_identity_and_then_reaches_just_them():
+    mixing = NeighbourMixing(6, 2)
+    x = torch.randn(3, 9, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mixing(x), x)
+    torch.nn.init.normal_(mixing.convolution.weight, generator=torch.Generator().manual_seed(1))
+    moved = x.clone()
+    moved[:, 4] += 1
+    changed = (mixing(moved) != mixing(x)).any(-1).any(0)
+    assert changed.tolist() == [False, False, True, True, True, True, True, False, False]
+
+
+def test_a_transformer_with_neighbours_works_at_any_length():
+    network = Transformer(5, 6, width=16, depth=1, heads=2, neighbours=3)
+    for length in (1, 4, 11):
+        assert network(torch.zeros(2, length, dtype=torch.int64))["out"].shape == (2, length, 5)

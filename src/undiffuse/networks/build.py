@@ -68,6 +68,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         heads=options.heads,
         time_dependent=options.time_dependent,
         dropout=options.dropout,
+        neighbours=options.neighbours,
         classes=len(spec.classes),
         vectors=spec.cond,
     )

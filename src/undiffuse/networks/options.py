@@ -94,10 +94,13 @@ class TransformerOptions:
     heads: int = option(4, "attention heads")
     time_dependent: bool = option(False, "tell the network the noise level; masked diffusion does without")
     dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
+    neighbours: int = option(0, "tokens on each side that blocks mix by convolution before attention; 0 for none")
 
     def __post_init__(self) -> None:
         _check_positive(self, "width", "depth", "heads")
         _check_fraction("dropout", self.dropout)
+        if self.neighbours < 0:
+            raise ValueError(f"neighbours={self.neighbours} must not be negative.")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width={self.width} does not split into heads={self.heads} heads of even size "
