@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from undiffuse.models import Model
     from undiffuse.report import Section
 
-_DIGITS_SECONDS, _TEXT_SECONDS = 160.0, 90.0
+_DIGITS_SECONDS, _TEXT_SECONDS = 135.0, 90.0
 _GUIDANCE = 2.0
 _ROWS = 8  # samples of each class
 _EVALUATED = 500
