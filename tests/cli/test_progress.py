@@ -58,6 +58,7 @@ def test_an_event_of_an_unknown_task_is_no_trouble(output: Output):
     for listener in (progress.Lines(output), progress.Bars(output)):
         listener(Advanced("else", 1))
         listener(Finished("else"))
+    assert "else" not in written(output)
 
 
 def test_text_from_outside_is_not_taken_for_markup(output: Output):
