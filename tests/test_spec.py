@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
+
+POSE = ConditionSpec(kind="vector", width=3)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_tokens_and_plain_vectors_pass_unchanged() -> None:
 
 def test_a_spec_comes_back_from_json() -> None:
     for spec in (
-        DataSpec(kind="image", shape=(1, 8, 8), range=(0, 16), classes=("zero", "one"), cond={"pose": 3}),
+        DataSpec(kind="image", shape=(1, 8, 8), range=(0, 16), classes=("zero", "one"), cond={"pose": POSE}),
         DataSpec(kind="vector", shape=(2,), mean=(0.5, 1.0), std=(1.0, 2.0)),
         DataSpec(kind="tokens", shape=(9,), vocabulary=("a", " ", "\n")),
     ):

@@ -23,6 +23,54 @@ _AXES: dict[str, str] = {
 }
 
 
+ConditionKind = Literal["label", "vector", "text", "embedding", "map"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionSpec:
+    """What one condition of an item is, and how a batch of B of them travels in `cond`.
+
+    | kind | tensor | needs |
+    | --- | --- | --- |
+    | label | int64 (B,), numbers of `classes` | `classes` |
+    | vector | float (B, width) | `width` |
+    | text | int64 (B, length), UTF-8 bytes; -1 fills up | `length` |
+    | embedding | float (B, length, width), outputs of a frozen encoder; rows of zeros fill up | `length`, `width` |
+    | map | float (B, width, ...), in model units, on the data's spatial axes | `width`, its channels |
+
+    Args:
+        kind: See the table.
+        classes: Names of the labels, in order of their number.
+        width: Numbers, features or channels.
+        length: Most positions of a sequence.
+        null: What stands for a condition that is not given: a learned null, which classifier-free guidance trains by
+            dropping rows, or zeros, which is a value like others and is never dropped in (augmentation).
+
+    Raises:
+        ValueError: A field that the kind needs is missing.
+    """
+
+    kind: ConditionKind
+    classes: tuple[str, ...] = ()
+    width: int = 0
+    length: int = 0
+    null: Literal["learned", "zero"] = "learned"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ConditionKind):
+            raise ValueError(f"condition kind={self.kind!r} is unknown; choose {', '.join(get_args(ConditionKind))}.")
+        needed = {"label": "classes", "vector": "width", "text": "length", "embedding": "length width", "map": "width"}
+        for name in needed[self.kind].split():
+            value = getattr(self, name)
+            if not value or (name != "classes" and value < 1):
+                raise ValueError(f"a condition of kind {self.kind!r} needs {name}; got {value!r}.")
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ConditionSpec:
+        """Rebuild one from its fields as plain JSON types."""
+        return cls(**_tuples(fields))
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """Kind, shape and units of one data item.
@@ -35,7 +83,7 @@ class DataSpec:
         vocabulary: For tokens: what each id stands for.
         mean: Per-feature mean of unbounded data, over the channel axis (or the vector's axis); empty for 0.
         std: Per-feature standard deviation, likewise; empty for 1.
-        cond: Vector conditions beside the label: name -> width.
+        cond: Conditions beside the class label, by name.
 
     Raises:
         ValueError: The shape does not fit the kind, a range is empty, or a standard deviation is not positive.
@@ -48,7 +96,7 @@ class DataSpec:
     vocabulary: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    cond: dict[str, int] = field(default_factory=dict)
+    cond: dict[str, ConditionSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -67,6 +115,14 @@ class DataSpec:
                 raise ValueError(f"{name} has {len(values)} values but the data has {self.channels} channels.")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std={self.std} must be positive; use 1 for a feature that does not vary.")
+        if "label" in self.cond:
+            raise ValueError("a condition is called 'label', which is the name of the class label; rename it.")
+
+    @property
+    def conditions(self) -> dict[str, ConditionSpec]:
+        """All conditions by name: "label" where there are classes, then `cond`."""
+        label = {"label": ConditionSpec(kind="label", classes=self.classes)} if self.classes else {}
+        return {**label, **self.cond}
 
     @property
     def is_discrete(self) -> bool:
@@ -123,7 +179,9 @@ class DataSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> DataSpec:
         """Rebuild a spec from `to_json`."""
-        fixed: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
-        return cls(**fixed)
+        cond = {name: ConditionSpec.from_json(part) for name, part in fields.get("cond", {}).items()}
+        return cls(**{**_tuples(fields), "cond": cond})
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -13,9 +13,10 @@ from undiffuse.cli.sample import folder_name, read_conditions, read_more, state_
 from undiffuse.cli.saving import save_samples
 from undiffuse.images import read_recipe
 from undiffuse.sampling.loop import SampleResult
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 
-ANIMALS = DataSpec(kind="image", shape=(3, 4, 4), range=(0, 255), classes=("cat", "dog", "7"), cond={"pose": 2})
+POSE = ConditionSpec(kind="vector", width=2)
+ANIMALS = DataSpec(kind="image", shape=(3, 4, 4), range=(0, 255), classes=("cat", "dog", "7"), cond={"pose": POSE})
 PLAIN = DataSpec(kind="vector", shape=(2,))
 MADE_BY = {"seed": 5, "n": 3, "cond": None}
 

@@ -25,7 +25,7 @@ from undiffuse.networks.build import build_network
 from undiffuse.networks.options import MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.keep import LinearKeep
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 
 
 def stirred(network: nn.Module) -> nn.Module:
@@ -38,8 +38,9 @@ def stirred(network: nn.Module) -> nn.Module:
 
 
 def vector_model(schedule: str = "trig", **options: Any) -> Model:
+    pose = ConditionSpec(kind="vector", width=3)
     spec = DataSpec(
-        kind="vector", shape=(2,), mean=(1.0, 2.0), std=(0.5, 2.0), classes=("cat", "dog"), cond={"pose": 3}
+        kind="vector", shape=(2,), mean=(1.0, 2.0), std=(0.5, 2.0), classes=("cat", "dog"), cond={"pose": pose}
     )
     network = stirred(build_network(MLPOptions(width=8, depth=1), spec))
     denoiser = NetworkDenoiser(network, process_of(schedule, **options), "v", spec=spec, data_std=0.8)
@@ -265,3 +266,8 @@ def test_saving_over_a_model_replaces_it_and_leaves_no_scraps(saved: Path) -> No
     other.save(saved)
     assert load(saved).denoiser.process == other.denoiser.process
     assert len(list(saved.iterdir())) == 3
+
+
+def test_schema_1_named_only_the_width_of_conditions(saved: Path) -> None:
+    edit(saved, lambda c: (c.update(schema=1), c["spec"].update(cond={"pose": 3})))
+    assert load(saved).spec == vector_model().spec

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from undiffuse.networks import MLPOptions, TransformerOptions, UNetOptions, build_network
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 
 UNET = UNetOptions(channels=8, multipliers=(1, 2), blocks=1, heads=2)
 SHAPES = {
@@ -31,7 +31,7 @@ def spec_of(kind: str, **kwargs) -> DataSpec:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_kind_has_a_network_with_the_spec_s_conditions(kind):
-    spec = spec_of(kind, classes=("cat", "dog"), cond={"pose": 3})
+    spec = spec_of(kind, classes=("cat", "dog"), cond={"pose": ConditionSpec(kind="vector", width=3)})
     network = build_network(MODELS[kind], spec)
     assert list(network.conditioners) == ["label", "pose"]
     assert network.options is MODELS[kind]

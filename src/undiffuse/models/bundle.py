@@ -23,8 +23,18 @@ from undiffuse.words import did_you_mean
 if TYPE_CHECKING:
     from undiffuse.models.model import Model
 
-SCHEMA = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _name_condition_kinds(config: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 held the width of vector conditions only."""
+    spec = config.get("spec")
+    if not isinstance(spec, dict):
+        return config  # damaged; `load` says so
+    cond = {name: {"kind": "vector", "width": width} for name, width in (spec.get("cond") or {}).items()}
+    return {**config, "spec": {**spec, "cond": cond}}
+
+
+SCHEMA = 2
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _name_condition_kinds}
 """Schema number -> function that turns a config of that schema into one of the next."""
 
 BUILTIN = ("digits",)

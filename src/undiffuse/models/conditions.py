@@ -25,7 +25,7 @@ def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: 
     Raises:
         ValueError: A condition or class that the model does not know, or another number of rows than `n`.
     """
-    known = {**({"label": 0} if spec.classes else {}), **spec.cond}
+    known = spec.conditions
     for name in cond or {}:
         if name not in known:
             what = f"its conditions are {', '.join(known)}" if known else "it was trained without conditions"
@@ -33,7 +33,7 @@ def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: 
     return {
         name: _labels(value, n, spec.classes).to(device)
         if name == "label"
-        else _vectors(name, value, n, spec.cond[name]).to(device)
+        else _vectors(name, value, n, spec.cond[name].width).to(device)
         for name, value in (cond or {}).items()
         if value is not None
     }

@@ -43,7 +43,7 @@ def build_network(options: NetworkOptions, spec: DataSpec, *, states: int | None
 
 
 def _construct(options: NetworkOptions, spec: DataSpec, states: int | None) -> Backbone:
-    classes, vectors = len(spec.classes), spec.cond
+    classes, vectors = len(spec.classes), {name: part.width for name, part in spec.cond.items()}
     if isinstance(options, MLPOptions):
         return MLP(spec.channels, width=options.width, depth=options.depth, classes=classes, vectors=vectors)
     if isinstance(options, UNetOptions):
@@ -70,7 +70,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         dropout=options.dropout,
         neighbours=options.neighbours,
         classes=len(spec.classes),
-        vectors=spec.cond,
+        vectors={name: part.width for name, part in spec.cond.items()},
     )
 
 
