@@ -40,8 +40,8 @@ format: .venv  ## let ruff mend what it can
 docs: $(VENV)/.docs  ## build the site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: .venv  ## run every benchmark; each prints its results as JSON
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: .venv  ## run every benchmark and write bench.html: figures beside what was asked
+	$(BIN)/undiffuse bench --folder benchmarks --out bench.html
 
 # The weights that `undiffuse.load("digits")` returns, trained again from the recipe.
 BUILTIN := src/undiffuse/builtin/digits

@@ -9,14 +9,13 @@ program pays that needs both. Prints JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+
+from undiffuse.report.measures import Measure, Results, machine_settings, publish, script_options
 
 TORCH = "import torch"
 CASES: dict[str, tuple[Sequence[str], float]] = {
@@ -62,14 +61,16 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_options(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    text = json.dumps({"rounds": options.rounds, "results": summary(measure(options.rounds))}, indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    rounds = 3 if options.quick else options.rounds
+    rows = summary(measure(rounds))
+    measures = [Measure(name, rows[name]["ratio"], asked=rows[name]["goal"], note=f"of {TORCH}") for name in CASES]
+    measures += [Measure(name, 1e3 * row["seconds"], "ms") for name, row in rows.items()]
+    said = f"Time of a fresh interpreter, as a share of `{TORCH}`; median over rounds."
+    settings = machine_settings(rounds=rounds)
+    publish(Results("Import and help", said, tuple(measures), settings, rows), options.out)
 
 
 if __name__ == "__main__":

@@ -7,27 +7,25 @@ Without --text the packaged prose is used, which is far smaller.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 
-import torch
-
 from undiffuse.data import open_data, split
 from undiffuse.metrics import evaluate
+from undiffuse.report.measures import Measure, Results, machine_settings, publish, script_options
 from undiffuse.training import train
 from undiffuse.training.pace import steps_within
 
 
 def main() -> None:
     """Train, evaluate and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = script_options(__doc__)
     parser.add_argument("--text", default="prose")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("overrides", nargs="*", help="group.key=value")
     asked = parser.parse_args()
-    steps = steps_within(asked.text, "text", 0.97 * 60 * asked.minutes, asked.overrides)
+    minutes = min(asked.minutes, 0.5) if asked.quick else asked.minutes
+    steps = steps_within(asked.text, "text", 0.97 * 60 * minutes, asked.overrides)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         run = train(
@@ -42,10 +40,10 @@ def main() -> None:
         taken = time.perf_counter() - start
         training, held_out = split(open_data(asked.text))
         found = evaluate(run.model, training, held_out=held_out, metrics=["bits"])
-    rows = {row.name: {"value": row.value, "error": row.error} for row in found.rows}
-    print(
-        json.dumps({"threads": torch.get_num_threads(), "steps": steps, "seconds": round(taken, 1), **rows}, indent=2)
-    )
+    measures = [Measure(row.name, row.value, row.unit or "bits", error=row.error, note=row.note) for row in found.rows]
+    settings = machine_settings(text=asked.text, steps=steps, seconds=round(taken, 1))
+    said = f"Bits per character of held-out text after {minutes:g} minutes of the text recipe, beside n-grams."
+    publish(Results("Quality on text", said, tuple(measures), settings), asked.out)
 
 
 if __name__ == "__main__":

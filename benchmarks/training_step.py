@@ -9,9 +9,7 @@ in one process; steps alternate, so that load and clock changes meet both. Print
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -25,8 +23,10 @@ from torch import Tensor
 
 from undiffuse.config import resolve
 from undiffuse.data import TensorDataset, open_data
+from undiffuse.report.measures import Measure, Results, machine_settings, publish, script_options
 from undiffuse.spec import DataSpec
 from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.devices import Devices
 from undiffuse.training.recipe import Recipe, recipe_layer
 from undiffuse.training.trainer import Trainer
 
@@ -42,10 +42,11 @@ def points() -> TensorDataset:
 
 
 def make_trainer(layer: dict, dataset: TensorDataset, folder: str) -> Trainer:
-    """Return a trainer that is never asked to save."""
+    """Return a trainer that is never asked to save, with its data on its device."""
     recipe = resolve(Recipe, layer, {"train.steps": 1_000_000})
-    denoiser = build_denoiser(recipe, dataset.spec)
-    return Trainer(denoiser, make_objective(recipe.objective, denoiser), dataset, recipe.train, Path(folder))
+    denoiser, devices = build_denoiser(recipe, dataset.spec), Devices(recipe.train)
+    objective = make_objective(recipe.objective, denoiser)
+    return Trainer(denoiser, objective, dataset.to(devices.device), recipe.train, Path(folder), devices=devices)
 
 
 def bare_step(trainer: Trainer) -> Callable[[], None]:
@@ -53,7 +54,7 @@ def bare_step(trainer: Trainer) -> Callable[[], None]:
     network: Any = copy.deepcopy(trainer.denoiser.backbone)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     batch = trainer.stream.step(0)
-    level = torch.linspace(-1, 1, len(batch.x))
+    level = torch.linspace(-1, 1, len(batch.x), device=batch.x.device)
     cond = {name: tensor.clone() for name, tensor in batch.cond.items()}
 
     def loss() -> Tensor:
@@ -83,6 +84,8 @@ def timed(action: Callable[[], object], clock: Clock) -> float:
     """Return the seconds that `action` takes."""
     start = clock()
     action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return clock() - start
 
 
@@ -108,26 +111,27 @@ def compare(trainer: Trainer, rounds: int, clock: Clock) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_options(__doc__)
     parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time, for a machine that others use too")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     mlp = {"model": {"kind": "mlp", "width": 256, "depth": 4}, "train.batch_size": 256}
     cases = {"mlp-256": (mlp, points()), "digits-unet": (recipe_layer("digits"), open_data("digits"))}
-    results: dict[str, object] = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "clock": clock.__name__,
-    }
+    rounds = 10 if arguments.quick else arguments.rounds
+    results: dict[str, dict[str, float]] = {}
     for name, (layer, dataset) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = compare(make_trainer(layer, dataset, folder), arguments.rounds, clock)
-    text = json.dumps(results, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+            results[name] = compare(make_trainer(layer, dataset, folder), rounds, clock)
+    measures = []
+    for name, found in results.items():
+        measures.append(Measure(f"{name}: full / bare", found["ratio"], note="medians, making of batches added"))
+        pairs = found["ratio_of_pairs"]
+        measures.append(Measure(f"{name}: median of pairs", pairs, note="each step over the one before"))
+        measures += [Measure(f"{name}: {key[:-3]}", found[key], "ms") for key in found if key.endswith("_ms")]
+    said = "A step of the trainer against forward, loss, backward and optimizer alone, on the same network."
+    settings = machine_settings(rounds=rounds, clock=clock.__name__)
+    publish(Results("Cost of a training step", said, tuple(measures), settings, results), arguments.out)
 
 
 if __name__ == "__main__":

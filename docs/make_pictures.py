@@ -29,6 +29,7 @@ from torch import Tensor
 import undiffuse as ud
 from undiffuse.images import image_grid
 from undiffuse.process.grids import known, uniform_grid
+from undiffuse.report.plots import loss_weights, weight_curves
 from undiffuse.sampling.constraints import Constraint, Replacement
 
 INK, GREY, FAINT = "#1f2328", "#8c959f", "#d8dee4"
@@ -245,6 +246,15 @@ def plot_frames(lines: dict[str, list[float]]) -> Figure:
     return figure
 
 
+def draw_weights() -> Drawn:
+    """Every loss weight on one footing, for the schedule that recipes use."""
+    schedule = ud.make_schedule("cosine")
+    figure = loss_weights(schedule)
+    figure.set_facecolor("white")
+    at_half = {name: round(float(np.interp(0.0, *curve)), 3) for name, curve in weight_curves(schedule).items()}
+    return Drawn(figure, {"weight at log-SNR 0": at_half})
+
+
 # -- short trainings --------------------------------------------------------------------------------
 
 
@@ -336,7 +346,12 @@ OF_MODEL: dict[str, Callable[[ud.Model], Drawn]] = {
     "guidance": draw_guidance,
     "trajectory": draw_trajectory,
 }
-ALONE: dict[str, Callable[[], Drawn]] = {"solvers": draw_solvers, "frames": draw_frames, "mixture": draw_mixture}
+ALONE: dict[str, Callable[[], Drawn]] = {
+    "solvers": draw_solvers,
+    "frames": draw_frames,
+    "weights": draw_weights,
+    "mixture": draw_mixture,
+}
 
 
 def main() -> None:

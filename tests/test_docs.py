@@ -33,8 +33,10 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SHORT = ("train.steps=2", "train.batch_size=8", "train.preview_every=0")
 SMALL = {
     "unet": ("model.channels=8",),
+    "dit": ("model.width=16", "model.heads=2"),
     "mlp": ("model.width=16",),
     "transformer": ("model.width=16", "model.depth=1", "model.heads=2"),
+    "autoencoder": ("codec.width=8", "codec.steps=2", "codec.batch_size=8"),
 }
 
 
@@ -87,6 +89,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pangram = "sphinx of black quartz, judge my vow. "
     (root / "notes.txt").write_text(pangram * 90, encoding="utf-8")
     (root / "short.txt").write_text("too short", encoding="utf-8")
+    people = [f"{('Rome', 'Oslo')[i % 2]},{('tea', '', 'milk')[i % 3]},{20 + i}" for i in range(60)]
+    (root / "people.csv").write_text("\n".join(["city,drink,age", *people]), encoding="utf-8")
+    (root / "names.csv").write_text("\n".join(["name", *(f"person {i}" for i in range(1200))]), encoding="utf-8")
     short_train("digits", out=root / "runs" / "digits")
     short_train(root / "notes.txt", out=root / "runs" / "text")
     return root
@@ -114,8 +119,9 @@ def short_train(
     source: Any = None, recipe: Any = None, *, out: Any = None, overrides: Sequence[str] = (), **options: Any
 ) -> Run:
     """Train as asked, but a small network for two steps."""
-    network = choose(source, recipe, override_layers(overrides, **options))[0].model.kind
-    return train(source, recipe, out=out, overrides=(*overrides, *SMALL[network], *SHORT), **options)
+    chosen = choose(source, recipe, override_layers(overrides, **options))[0]
+    small = SMALL[chosen.model.kind] + SMALL.get(chosen.codec.kind, ())
+    return train(source, recipe, out=out, overrides=(*overrides, *small, *SHORT), **options)
 
 
 def short_evaluate(*arguments: Any, **options: Any) -> Evaluation:

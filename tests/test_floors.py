@@ -21,6 +21,7 @@ FLOORS = {
     "metrics": 3,
     "sampling": 2,
     "guidance": 2,
+    "codecs": 2,
     "denoisers": 1,
     "networks": 1,
     "process": 0,
@@ -32,6 +33,7 @@ FLOORS = {
     "errors": 0,
     "events": 0,
     "files": 0,
+    "cache": 0,
     "_lazy": 0,
 }
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

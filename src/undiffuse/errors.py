@@ -27,3 +27,16 @@ class ConfigError(UndiffuseError):
 
 class TrainingError(UndiffuseError):
     """A training run cannot start or cannot go on."""
+
+
+class PeerError(TrainingError):
+    """Another process of the same command failed.
+
+    Args:
+        message: For people.
+        told: Whether that process says why, so that this one need not speak.
+    """
+
+    def __init__(self, message: str, told: bool = True) -> None:
+        super().__init__(message)
+        self.told = told

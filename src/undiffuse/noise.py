@@ -18,12 +18,37 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-STREAMS = ("init", "step", "corrector", "class", "order", "data", "time", "dropout", "probe")
+STREAMS = ("init", "step", "corrector", "class", "order", "data", "time", "dropout", "probe", "augment", "selfcond")
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
+
+
+def _signed(z: int) -> int:
+    z &= _MASK
+    return z - (1 << 64) if z >> 63 else z
+
+
+def _scalar(value: int | float) -> Tensor:
+    """A number for tensor operations, int64 or float64: of a Python number each operation would make one anew."""
+    number = _signed(value) if isinstance(value, int) else value
+    return torch.tensor(number, dtype=torch.int64 if isinstance(value, int) else torch.float64, device="cpu")
+
+
+def _shift(bits: int) -> tuple[Tensor, Tensor]:
+    """What `_shift_right` takes: the number of bits, and the mask of those that are left."""
+    return _scalar(bits), _scalar((1 << (64 - bits)) - 1)
+
+
+_STEP = _scalar(_GOLDEN)
+_ROUNDS = [(_shift(bits), _scalar(factor)) for bits, factor in zip(_SHIFTS, _MULTIPLIERS, strict=False)]
+_LAST = _shift(_SHIFTS[2])
+_HIGH_HALF, _HIGH_53 = _shift(32), _shift(11)
+_LOW_HALF = _HIGH_HALF[1]
+_UNIT_32, _UNIT_53, _TURN_32 = _scalar(2.0**-32), _scalar(2.0**-53), _scalar(math.tau * 2.0**-32)
+_HALF, _MINUS_TWO = _scalar(0.5), _scalar(-2.0)
 
 
 class NoiseSource(Protocol):
@@ -55,15 +80,15 @@ class KeyedNoise:
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
         self.device = self.items.device
-        self._spread = self.items * _signed(_GOLDEN)
+        self._spread = self.items * _STEP
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return standard normal numbers (B, *shape)."""
-        return self.normal_block(stream, [step], shape, dtype)[0]
+        return self.normal_block(stream, [step], shape, dtype).squeeze(0)
 
     def uniform(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Return float64 numbers in [0, 1), (B, *shape)."""
-        return self.uniform_block(stream, [step], shape)[0]
+        return self.uniform_block(stream, [step], shape).squeeze(0)
 
     def normal_block(
         self, stream: str, steps: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float32
@@ -72,23 +97,23 @@ class KeyedNoise:
         count = math.prod(shape)
         words = self._words(stream, steps, (count + 1) // 2)
         # The low half gives the radius, the high half the angle; + 0.5 keeps the logarithm finite.
-        radius = ((words & 0xFFFFFFFF).double() + 0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-        angle = _shift_right(words, 32).double().mul_(math.tau * 2.0**-32)
-        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-        return pairs.flatten(-2)[..., :count].reshape(len(steps), len(self.items), *shape).to(dtype)
+        radius = ((words & _LOW_HALF) + _HALF).mul_(_UNIT_32).log_().mul_(_MINUS_TWO).sqrt_()
+        angle = _shift_right(words, _HIGH_HALF) * _TURN_32
+        pairs = torch.stack((angle.cos(), angle.sin()), dim=-1).mul_(radius.unsqueeze(-1))
+        return pairs.flatten(-2).narrow(-1, 0, count).reshape(len(steps), len(self.items), *shape).to(dtype)
 
     def uniform_block(self, stream: str, steps: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return the uniforms of several steps at once, float64 (S, B, *shape)."""
         words = self._words(stream, steps, math.prod(shape))
-        return _shift_right(words, 11).double().mul_(2.0**-53).reshape(len(steps), len(self.items), *shape)
+        return (_shift_right(words, _HIGH_53) * _UNIT_53).reshape(len(steps), len(self.items), *shape)
 
     def _words(self, stream: str, steps: Sequence[int], count: int) -> Tensor:
         """Return `count` 64-bit words for each step and item, int64 (S, B, count)."""
         base = _key(self.seed, stream)
-        starts = [[_signed(_mix_int(base + _GOLDEN * (step & _MASK)))] for step in steps]
-        rows = _mix(torch.tensor(starts, device=self.device) + self._spread)
-        counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device) * _signed(_GOLDEN)
-        return _mix(rows[..., None] + counter)
+        starts = [_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps]
+        rows = _mix(_column(starts, self.device) + self._spread)
+        counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device) * _STEP
+        return _mix(rows.unsqueeze(-1) + counter)
 
 
 class RecordedNoise:
@@ -165,6 +190,13 @@ def permutations(seed: int, epochs: Sequence[int], n: int, device: torch.device 
     return torch.argsort(keys, dim=1, stable=True)
 
 
+def _column(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return int64 (S, 1). A single value is filled in: a copy from the host, as for several, would wait for a GPU."""
+    if len(values) == 1:
+        return torch.full((1, 1), values[0], dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=torch.int64, device=device)[:, None]
+
+
 def _key(seed: int, stream: str) -> int:
     if stream not in STREAMS:
         raise ValueError(f"noise stream {stream!r} is unknown; the streams are {', '.join(STREAMS)}.")
@@ -181,16 +213,12 @@ def _mix_int(z: int) -> int:
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64 tensors; products wrap modulo 2^64."""
-    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
-        z = (z ^ _shift_right(z, shift)) * _signed(multiplier)
-    return z ^ _shift_right(z, _SHIFTS[2])
+    for shift, factor in _ROUNDS:
+        z = _shift_right(z, shift).bitwise_xor_(z).mul_(factor)
+    return _shift_right(z, _LAST).bitwise_xor_(z)
 
 
-def _shift_right(z: Tensor, bits: int) -> Tensor:
+def _shift_right(z: Tensor, shift: tuple[Tensor, Tensor]) -> Tensor:
     """Logical shift: torch shifts int64 arithmetically, so the copies of the sign are masked off."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(z: int) -> int:
-    z &= _MASK
-    return z - (1 << 64) if z >> 63 else z
+    bits, mask = shift
+    return (z >> bits).bitwise_and_(mask)

@@ -43,18 +43,27 @@ class ConditionSpec:
         classes: Names of the labels, in order of their number.
         width: Numbers, features or channels.
         length: Most positions of a sequence.
+        mean: Vectors: mean of each number in the data, in the units that people write; empty for 0.
+        std: Vectors: standard deviation of each number; empty for 1. Batches hold (number - mean) / std.
         null: What stands for a condition that is not given: a learned null, which classifier-free guidance trains by
             dropping rows, or zeros, which is a value like others and is never dropped in (augmentation).
+        encoder: Embeddings: the frozen text encoder that made them, a folder or hf://owner/name, so that captions can
+            be given as words; empty where there are only tensors.
+        encoder_hash: Identity of the encoder; another one in its place is refused.
 
     Raises:
-        ValueError: A field that the kind needs is missing.
+        ValueError: A field that the kind needs is missing, or one is given that belongs to another kind.
     """
 
     kind: ConditionKind
     classes: tuple[str, ...] = ()
     width: int = 0
     length: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     null: Literal["learned", "zero"] = "learned"
+    encoder: str = ""
+    encoder_hash: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ConditionKind):
@@ -64,6 +73,13 @@ class ConditionSpec:
             value = getattr(self, name)
             if not value or (name != "classes" and value < 1):
                 raise ValueError(f"a condition of kind {self.kind!r} needs {name}; got {value!r}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and (self.kind != "vector" or len(values) != self.width):
+                raise ValueError(f"{name} has {len(values)} values; only vectors have {name}, one a number.")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std={self.std} must be positive; use 1 for a number that does not vary.")
+        if (self.encoder or self.encoder_hash) and self.kind != "embedding":
+            raise ValueError(f"encoder={self.encoder!r} of a condition of kind {self.kind}; only embeddings have one.")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ConditionSpec:
@@ -81,12 +97,16 @@ class DataSpec:
         range: Bounds of the data at the border, mapped linearly to [-1, 1]; None where unbounded.
         classes: Names of the labels, in order of their number.
         vocabulary: For tokens: what each id stands for.
+        columns: For a table, tokens of kind (L,): name -> number of values of each column, whose ids follow each other.
         mean: Per-feature mean of unbounded data, over the channel axis (or the vector's axis); empty for 0.
         std: Per-feature standard deviation, likewise; empty for 1.
         cond: Conditions beside the class label, by name.
+        rate: Points of a signal, or frames of a video, per second; 0 where unknown or without meaning.
+        sizes: Images in buckets: the sizes (H, W) that the data have; `shape` is then the size to take by default.
 
     Raises:
-        ValueError: The shape does not fit the kind, a range is empty, or a standard deviation is not positive.
+        ValueError: The shape does not fit the kind, a range is empty, a standard deviation is not positive, or rate or
+            sizes belong to another kind.
     """
 
     kind: Kind
@@ -97,6 +117,9 @@ class DataSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     cond: dict[str, ConditionSpec] = field(default_factory=dict)
+    rate: float = 0.0
+    sizes: tuple[tuple[int, int], ...] = ()
+    columns: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -117,12 +140,31 @@ class DataSpec:
             raise ValueError(f"std={self.std} must be positive; use 1 for a feature that does not vary.")
         if "label" in self.cond:
             raise ValueError("a condition is called 'label', which is the name of the class label; rename it.")
+        if self.rate < 0 or (self.rate and self.kind not in ("signal", "video")):
+            raise ValueError(f"rate={self.rate} of {self.kind} data; only signals and video have a rate, above 0.")
+        if self.sizes and (self.kind != "image" or any(len(size) != 2 or min(size) < 1 for size in self.sizes)):
+            raise ValueError(f"sizes={self.sizes} of {self.kind} data; only images have sizes, (height, width) each.")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        if not self.columns:
+            return
+        if self.shape != (len(self.columns),) or sum(self.columns.values()) != len(self.vocabulary):
+            raise ValueError(
+                f"{len(self.columns)} columns with {sum(self.columns.values())} values in all do not fit shape "
+                f"{self.shape} and a vocabulary of {len(self.vocabulary)}."
+            )
 
     @property
     def conditions(self) -> dict[str, ConditionSpec]:
         """All conditions by name: "label" where there are classes, then `cond`."""
         label = {"label": ConditionSpec(kind="label", classes=self.classes)} if self.classes else {}
         return {**label, **self.cond}
+
+    @property
+    def kept_conditions(self) -> frozenset[str]:
+        """Names of the conditions that are never dropped, for their null is a value like others."""
+        return frozenset(name for name, part in self.conditions.items() if part.null == "zero")
 
     @property
     def is_discrete(self) -> bool:
@@ -184,4 +226,8 @@ class DataSpec:
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return {key: _tuple(value) for key, value in fields.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

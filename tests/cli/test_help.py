@@ -41,7 +41,7 @@ def test_the_recipes_in_the_help_of_train_are_the_recipes_there_are():
     from undiffuse.training.recipe import RECIPES
 
     block = train.EPILOG.split("\b")[1]
-    assert tuple(re.findall(r"^  (\w+)  ", block, re.MULTILINE)) == RECIPES
+    assert tuple(re.findall(r"^  ([\w-]+)  ", block, re.MULTILINE)) == RECIPES
 
 
 def test_the_keys_in_the_help_of_train_can_be_set():

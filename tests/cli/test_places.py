@@ -22,3 +22,7 @@ def test_the_accelerator_goes_before_the_cpu(monkeypatch: pytest.MonkeyPatch):
     assert choose_device("cuda") == torch.device("cuda")
     with pytest.raises(ValueError, match=r"'cuda:2' is not available here; use auto or one of cpu, cuda:0, cuda:1\."):
         choose_device("cuda:2")
+    for variable, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")

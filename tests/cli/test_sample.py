@@ -117,7 +117,14 @@ def test_the_state_stays_float32_below_half_precision_weights():
 class Recorder:
     """A model that remembers how it was asked."""
 
-    spec, defaults = PLAIN, {"solver": "ddim"}
+    spec = state_spec = PLAIN
+    defaults, device = {"solver": "ddim"}, torch.device("cpu")
+
+    def state_spec_at(self, size: object) -> DataSpec:
+        return self.spec
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
     def sample_result(self, n: int, **asked: object) -> SampleResult:
         self.asked = asked
@@ -144,3 +151,14 @@ def test_the_options_of_the_command_reach_the_model_and_the_recipe(tmp_path: Pat
     )
     assert run(["sample", "m", "-n", "2", "--out", str(tmp_path / "b")]) == 0
     assert not {"guidance_interval", "guidance_rescale", "solver_options"} & model.asked.keys()
+
+
+def test_compiling_is_asked_of_the_model_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, compiled = Recorder(), []
+    monkeypatch.setattr(model, "compile", lambda: compiled.append(True), raising=False)
+    monkeypatch.setattr(places, "find_model", lambda *words: places.Found("m", model, tmp_path, None))
+    for words, told in ((["--compile"], True), ([], None)):
+        folder = tmp_path / str(told)
+        assert run(["sample", "m", "-n", "2", *words, "--out", str(folder)]) == 0
+        assert json.loads((folder / "samples-seed0.json").read_text())["sampling"].get("compile") is told
+    assert compiled == [True]

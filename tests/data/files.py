@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -71,4 +72,33 @@ def make_zip(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+    return path
+
+
+def write_shards(folder: Path, shards: int = 3, samples: int = 10, side: int = 8) -> str:
+    """Write .tar shards of pictures, classes, captions and numbers; return the pattern of their names."""
+    for shard in range(shards):
+        write_tar(
+            folder / f"part-{shard:02}.tar",
+            [
+                (f"{shard * samples + i:04}.{suffix}", content)
+                for i in range(samples)
+                for suffix, content in (
+                    ("png", encoded(pixels(side, side, seed=shard * samples + i))),
+                    ("cls", str(i % 3).encode()),
+                    ("txt", f"picture {shard * samples + i}".encode()),
+                    ("json", b'{"size": %d.5, "more": {"a": 1}}' % i),
+                )
+            ],
+        )
+    return str(folder / f"part-{{00..{shards - 1:02}}}.tar")
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """Write an archive of members in this order."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return path

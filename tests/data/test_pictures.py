@@ -311,16 +311,16 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: 
 def test_more_than_the_free_memory_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fill(tmp_path, 3, side=100)
     monkeypatch.setattr("undiffuse.data.memory.free_bytes", lambda: 100_000)
-    monkeypatch.setattr("undiffuse.data.pictures.load_picture", None)  # decoding would fail with TypeError
+    monkeypatch.setattr("undiffuse.data.picture_source.load_picture", None)  # decoding would fail with TypeError
     with pytest.raises(DataError, match=r"kB of memory, but of 100 kB free .*data\.size.*data\.limit"):
-        opened(tmp_path, size=100)
+        opened(tmp_path, size=100, lazy=False)
 
 
 def test_many_threads_decode_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(40):
         save(tmp_path / f"{i:02}.jpg", pixels(160, 160, seed=i))
     several = opened(tmp_path, size=16)
-    monkeypatch.setattr("undiffuse.data.pictures._workers", lambda headers: 1)
+    monkeypatch.setattr("undiffuse.data.pictures.workers_for", lambda headers: 1)
     assert torch.equal(several.data, opened(tmp_path, size=16).data)
 
 

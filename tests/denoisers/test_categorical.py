@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks.helpers import described
 from undiffuse.denoisers.categorical import CategoricalDenoiser, guide_logits
 from undiffuse.networks.transformer import Transformer
 from undiffuse.process.categorical import CategoricalProcess
@@ -72,7 +73,7 @@ def test_half_precision_logits_become_float32_and_further_heads_pass():
 def test_a_transformer_fits_and_its_conditions_are_embedded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Transformer(4, 5, width=16, depth=1, heads=2, classes=3)
+        network = Transformer(4, 5, width=16, depth=1, heads=2, conditions=described(3))
     denoiser = CategoricalDenoiser(network, CategoricalProcess("absorbing", 4))
     cond = denoiser.embed({"label": torch.tensor([0, 2])}, 2)
     assert denoiser(torch.full((2, 6), 4), 1.0, cond).probs.shape == (2, 6, 4)

@@ -37,10 +37,14 @@ class Answer(NamedTuple):
 Command = Callable[..., Answer]
 
 
-def start(*words: object, cwd: Path, **options: object) -> subprocess.Popen[str]:
-    """Start the command in a process of its own."""
+LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+def start(*words: object, cwd: Path, processes: int = 1, **options: object) -> subprocess.Popen[str]:
+    """Start the command in a process of its own, or in several."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "undiffuse", *map(str, words)]
+    launcher = () if processes == 1 else (*LAUNCHER, str(processes), "-m")
+    command = [sys.executable, "-m", *launcher, "undiffuse", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes, **options)  # type: ignore[call-overload]
 

@@ -84,6 +84,8 @@ def test_evaluation_options_are_checked(undiffuse: Command, digits_run: Path, te
     assert undiffuse("evaluate", digits_run, "--guidance", "1,high").refuses("1,high", "write 1,2,3")
     assert undiffuse("evaluate", digits_run, "--metrics", "agrement").refuses("agrement", "agreement")
     assert undiffuse("evaluate", digits_run, "-n", "1").refuses("n=1", "at least 2")
+    assert undiffuse("evaluate", digits_run, "-n", "8", "--features", "pac").refuses("pac", "pca")
+    assert undiffuse("evaluate", digits_run, "-n", "8", "--features", "motion").refuses("motion", "those of video")
     assert undiffuse("evaluate", text_run, "--guidance", "2", "-n", "2").refuses("guidance", "labels")
 
 

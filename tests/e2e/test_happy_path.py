@@ -130,6 +130,18 @@ def test_an_evaluation_as_json_compares_guidance_scales(undiffuse: Command, digi
     assert [row["scale"] for row in result["rows"]] == [1.0, 2.0]
 
 
+def test_an_evaluation_takes_features_and_held_out_data_and_warns_of_few_images(undiffuse: Command, digits_run: Path):
+    words = ("evaluate", digits_run, "digits", "--held-out", "digits", "-n", 20, "--steps", 2, "--no-cache")
+    answer = undiffuse(*words, "--features", "pca", "--metrics", "frechet,kid,precision-recall", "--out", "judged")
+    assert answer.code == 0, answer
+    assert "principal components" in answer.out and "warning: 20 samples, 1797 training" in answer.out
+    figures = json.loads(Path("judged/metrics.json").read_text())
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == ["Frechet distance / floor", "Frechet distance", "KID", "precision", "recall"]
+    low, high = rows["Frechet distance"]["interval"]
+    assert low < rows["Frechet distance"]["value"] < high
+
+
 def test_info_knows_models_data_and_recipes(undiffuse: Command, digits_run: Path):
     model = one_object(undiffuse("info", digits_run, "--json").out)
     assert model["spec"]["shape"] == [1, 8, 8]

@@ -6,17 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.networks.helpers import randomise
 from tests.oracles.continuous import ExactNetwork, normals, process_of, run, spec_mixture
 from undiffuse.denoisers.base import Wrapper
 from undiffuse.denoisers.mixture import MixtureDenoiser
+from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
+from undiffuse.networks.build import build_network
 from undiffuse.networks.embedded import Embedded
+from undiffuse.networks.options import UNetOptions
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.grids import make_grid, sync
 from undiffuse.process.times import Time
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
+from undiffuse.spec import ConditionSpec, DataSpec
 
 LABELS = torch.tensor([0, 1, 1])
 COND = {"label": torch.tensor([0, 1, 1, 0, 1])}
@@ -212,3 +217,42 @@ def test_wrong_guidance_is_refused() -> None:
     guided = ClassifierFreeGuidance(denoiser, 2.0)
     with pytest.raises(ValueError, match="embed"):
         guided(normals(5, 2), 0.5, denoiser.embed(COND, 5))
+
+
+def network_with_kept_condition() -> NetworkDenoiser:
+    """A network with a caption, a pose that is never dropped, and a map."""
+    cond = {
+        "caption": ConditionSpec(kind="text", length=4),
+        "pose": ConditionSpec(kind="vector", width=2, null="zero"),
+        "depth": ConditionSpec(kind="map", width=1),
+    }
+    spec = DataSpec(kind="image", shape=(1, 4, 4), cond=cond)
+    network = randomise(build_network(UNetOptions(channels=8, multipliers=(1,), blocks=1, heads=2), spec)).double()
+    return NetworkDenoiser(network, process_of("rf"), "velocity", spec=spec)
+
+
+def test_a_condition_that_is_never_dropped_stays_in_the_null() -> None:
+    denoiser, x = network_with_kept_condition(), normals(3, 1, 4, 4, seed=1)
+    pose, depth = normals(3, 2, seed=2), normals(3, 1, 4, 4, seed=3)
+    cond = {"caption": torch.tensor([[97, 98, -1, -1]] * 3), "pose": pose, "depth": depth}
+    guided = ClassifierFreeGuidance(denoiser, 2.5)
+    conditional = denoiser(x, 0.5, denoiser.embed(cond, 3)).mean
+    null = denoiser(x, 0.5, denoiser.embed({"pose": pose}, 3)).mean
+    found = guided(x, 0.5, guided.embed(cond, 3)).mean
+    torch.testing.assert_close(found, null + 2.5 * (conditional - null), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(null, denoiser(x, 0.5, denoiser.embed(None, 3)).mean)
+    with pytest.raises(ValueError, match="guidance needs a condition"):
+        guided.embed({"pose": pose}, 3)
+
+
+def test_dropped_rows_are_not_guided() -> None:
+    denoiser, x = network_with_kept_condition(), normals(3, 1, 4, 4, seed=1)
+    cond = {"caption": torch.tensor([[97, 98, -1, -1]] * 3), "depth": normals(3, 1, 4, 4, seed=3)}
+    drop = {name: torch.tensor([True, False, False]) for name in cond}
+    guided = ClassifierFreeGuidance(denoiser, 2.5)
+    found = guided(x, 0.5, guided.embed(cond, 3, drop)).mean
+    null = denoiser(x, 0.5, denoiser.embed(None, 3)).mean
+    torch.testing.assert_close(found[0], null[0], rtol=1e-10, atol=1e-10)
+    whole = guided(x, 0.5, guided.embed(cond, 3)).mean
+    torch.testing.assert_close(found[1:], whole[1:], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(whole[0], null[0])

@@ -13,8 +13,9 @@ from undiffuse.data import TensorDataset, TextDataset, open_data, split
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Event, Started
 from undiffuse.metrics import Evaluation, evaluate, ngram_bits
+from undiffuse.metrics.evaluation import conditions_to_ask
 from undiffuse.metrics.tokens import MOST_WINDOWS
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 
 
 class Replay:
@@ -60,8 +61,8 @@ def digits() -> Evaluation:
 
 
 def test_digits_get_agreement_distance_and_memorisation_at_each_scale(digits):
-    names = ["label agreement", "Frechet distance / floor", "nearest distance, train / held-out"]
-    names += ["closer to train", "near-duplicates"]
+    names = ["label agreement", "Frechet distance / floor", "Frechet distance", "KID", "precision", "recall"]
+    names += ["nearest distance, train / held-out", "closer to train", "near-duplicates"]
     assert [(row.name, row.scale) for row in digits.rows] == [(name, scale) for scale in (1.0, 2.0) for name in names]
     assert digits["label agreement"].value > 0.98
     own = digits["label agreement"].floor
@@ -215,3 +216,108 @@ def test_samples_that_are_not_numbers_stop_the_evaluation():
     train = _points(50, 0)
     with pytest.raises(ValueError, match="NaN or infinite values in 20 of 20 rows"):
         evaluate(Replay(train.spec, train.data * math.nan), train, held_out=_points(50, 1), n=20)
+
+
+SHAPES = {"image": (1, 4, 4), "video": (3, 1, 4, 4), "volume": (1, 3, 4, 4), "signal": (2, 12)}
+
+
+def _normal(kind: str, n: int, seed: int) -> TensorDataset:
+    shape = SHAPES[kind]
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(data=x, spec=DataSpec(kind=kind, shape=shape))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_every_kind_gets_figures_beside_those_of_real_data(kind):
+    train, held_out = _normal(kind, 400, 0), _normal(kind, 200, 1)
+    model = Replay(train.spec, _normal(kind, 5000, 2).data)  # so many that hardly any is drawn twice
+    names = ["frechet", "kid", "precision-recall", "density-coverage", "mmd", "two-sample"]
+    found = evaluate(model, train, held_out=held_out, n=150, metrics=names)
+    assert 0.5 < found["Frechet distance / floor"].value < 2.0
+    row = found["Frechet distance"]
+    assert row.interval is not None and row.floor is not None
+    assert abs(row.value) < 5 * row.error and row.interval[1] - row.interval[0] == pytest.approx(2 * 1.96 * row.error)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[name].value == pytest.approx(found[name].floor, abs=0.35)
+    assert found["told from real"].value == pytest.approx(0.5, abs=0.12) and "p = " in found["told from real"].note
+    away = evaluate(Replay(train.spec, model.x + 1.0), train, held_out=held_out, n=150, metrics=names)
+    for name in ("KID", "MMD²"):
+        assert away[name].value > 5 * away[name].error > 0 and abs(found[name].value) < 5 * found[name].error
+    assert away["told from real"].value > 0.9
+    assert away["Frechet distance"].interval[0] > found["Frechet distance"].interval[1]
+
+
+def test_video_is_compared_by_clips_and_by_frames():
+    train, held_out = _normal("video", 200, 0), _normal("video", 100, 1)
+    found = evaluate(Replay(train.spec, _normal("video", 100, 2).data), train, held_out=held_out, n=80)
+    assert "changes between their frames" in found["Frechet distance / floor"].note
+    assert 0.3 < found["Frechet distance of frames / floor"].value < 3.0
+    with pytest.raises(ValueError, match="leave 'frames' out"):
+        points = _normal("signal", 100, 0)
+        evaluate(Replay(points.spec, points.data), points, held_out=points, metrics="frames")
+
+
+def test_few_images_are_warned_of_and_hardly_any_refused():
+    train, held_out = _normal("image", 3000, 0), _normal("image", 2100, 1)
+    model = Replay(train.spec, train.data)
+    few = evaluate(model, train, held_out=held_out, n=100, metrics="frechet")
+    assert len(few.warnings) == 1 and "read it by its interval" in few.warnings[0]
+    assert evaluate(model, train, held_out=held_out, n=2048, metrics="frechet").warnings == ()
+    with pytest.raises(ValueError, match="has no interval"):
+        evaluate(model, train, held_out=held_out, n=3, metrics="frechet")
+
+
+def test_intervals_stand_in_the_table_and_survive_json():
+    train, held_out = _normal("image", 100, 0), _normal("image", 50, 1)
+    found = evaluate(Replay(train.spec, train.data), train, held_out=held_out, n=50, metrics="frechet")
+    low, high = found["Frechet distance"].interval
+    assert found.table()[1][3] == f"{low:.3g} to {high:.3g}"
+    again = Evaluation.from_json(json.loads(json.dumps(found.to_json())))
+    assert (again.rows, again.warnings) == (found.rows, found.warnings)
+
+
+def test_the_order_of_real_items_changes_nothing_but_rounding():
+    data = open_data("digits")
+    train, held_out = split(data)
+    model = Replay(train.spec, train.spec.from_model(held_out.batch(torch.arange(len(held_out)))["x"]))
+    turned = held_out.take(torch.arange(len(held_out)).flip(0))
+    first, second = (
+        evaluate(model, train, held_out=unseen, n=100, metrics="kid", features="pca") for unseen in (held_out, turned)
+    )
+    assert first["KID"].value == second["KID"].value
+
+
+def test_held_out_data_may_be_another_source_and_features_another_extractor(tmp_path):
+    train, held_out = _points(60, 0), _points(40, 1)
+    np.save(tmp_path / "held-out.npy", held_out.data.numpy())
+    model = Replay(train.spec, train.data)
+    expected = evaluate(model, train, held_out=held_out, n=30, metrics="frechet", features="pca")
+    found = evaluate(model, train, held_out=str(tmp_path / "held-out.npy"), n=30, metrics="frechet", features="pca")
+    assert [row.value for row in found.rows] == pytest.approx([row.value for row in expected.rows])
+
+    class First:
+        def fit(self, x, labels=None):
+            raise AssertionError("given extractors are fitted")
+
+        def features(self, x):
+            return np.asarray(x, dtype=float)[:, :1]
+
+    given = evaluate(model, train, held_out=held_out, n=30, metrics="kid", features=First())
+    assert "First features" in given["KID"].note
+    with pytest.raises(ValueError, match="use pca"):
+        evaluate(model, train, held_out=held_out, features="dinov2:x", metrics="frechet")
+
+
+def test_samples_are_asked_for_with_the_conditions_of_real_items() -> None:
+    """Each asked row is the conditions of one item, labels rise, and what is never dropped is left alone."""
+    age = ConditionSpec(kind="vector", width=1)
+    augment = ConditionSpec(kind="vector", width=2, null="zero")
+    spec = DataSpec(kind="vector", shape=(1,), classes=("a", "b"), cond={"age": age, "augment": augment})
+    numbers = torch.arange(10.0)[:, None]
+    data = TensorDataset(
+        data=numbers, spec=spec, labels=torch.arange(10) % 2, cond={"age": numbers, "augment": torch.zeros(10, 2)}
+    )
+    asked = conditions_to_ask(spec, data, (torch.arange(10) % 2).numpy(), 25, seed=0)
+    assert set(asked) == {"label", "age"} and len(asked["age"]) == 25
+    assert torch.equal(asked["label"], asked["age"][:, 0].long() % 2)
+    assert bool((asked["label"].diff() >= 0).all()) and len(asked["age"].unique()) == 10

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from undiffuse.metrics import PCAFeatures, frechet_distance, frechet_from_moments, frechet_ratio
+from undiffuse.metrics import (
+    PCAFeatures,
+    frechet_distance,
+    frechet_from_moments,
+    frechet_infinity,
+    frechet_interval,
+    frechet_ratio,
+)
 
 
 def _spd(dim: int, seed: int) -> np.ndarray:
@@ -73,3 +80,50 @@ def test_ratio_is_one_for_fresh_real_data_and_large_for_shifted_data():
     assert fresh.n == 400 and fresh.repeats == 20
     assert shifted.ratio > 20 and shifted.distance == pytest.approx(4.0, abs=0.5)
     assert shifted.floor == fresh.floor
+
+
+def test_few_rows_give_the_same_distance_by_the_other_matrix():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(15, 12)), rng.normal(size=(13, 12)) * 2 + 1  # more rows than columns: covariances
+    wide = np.zeros((15, 40)), np.zeros((13, 40))
+    rotation = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    for target, rows in zip(wide, (a, b), strict=True):
+        target[:, :12] = rows
+    with pytest.warns(UserWarning, match="singular"):
+        found = frechet_distance(wide[0] @ rotation, wide[1] @ rotation)
+    assert found == pytest.approx(frechet_distance(a, b), rel=1e-10)
+
+
+def test_the_interval_holds_the_distance_of_the_laws_and_not_that_of_the_sets():
+    rng = np.random.default_rng(5)
+    found = [frechet_interval(rng.normal(size=(200, 5)), rng.normal(size=(200, 5)) + 0.5) for _ in range(60)]
+    truth = 5 * 0.25
+    corrected = np.array([each.corrected for each in found])
+    assert corrected.mean() == pytest.approx(truth, abs=4 * corrected.std() / np.sqrt(60))
+    assert np.mean([each.distance for each in found]) > truth + 4 * corrected.std() / np.sqrt(60)
+    share = np.mean([each.low <= truth <= each.high for each in found])
+    assert share >= 0.95 - 0.05 - 3 * np.sqrt(0.95 * 0.05 / 60)  # ten groups: t with 9 degrees holds 92%
+    assert np.sqrt(np.mean([each.error**2 for each in found])) == pytest.approx(corrected.std(), rel=0.35)
+
+
+def test_infinitely_many_samples_are_reached_by_extrapolation():
+    rng = np.random.default_rng(6)
+    real = rng.normal(size=(20_000, 8))
+    values = [frechet_infinity(rng.normal(size=(400, 8)) + 0.2, real, seed=k) for k in range(20)]
+    plain = [frechet_distance(rng.normal(size=(400, 8)) + 0.2, real) for _ in range(20)]
+    error = np.std(values) / np.sqrt(20)
+    assert np.mean(values) == pytest.approx(8 * 0.04, abs=4 * error + 0.004)  # 0.004: 20 000 real rows, D (D + 3) / 4 N
+    assert np.mean(plain) > np.mean(values) + 4 * error
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: frechet_interval(x[:3], x),
+        lambda x: frechet_infinity(x, x, points=1),
+        lambda x: frechet_infinity(x[:10], x),
+    ],
+)
+def test_intervals_of_hardly_any_rows_are_refused(call):
+    with pytest.raises(ValueError, match="give"):
+        call(np.random.default_rng(0).normal(size=(40, 2)))

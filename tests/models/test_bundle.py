@@ -22,7 +22,7 @@ from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models.bundle import SCHEMA, load
 from undiffuse.models.model import Model
 from undiffuse.networks.build import build_network
-from undiffuse.networks.options import MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import DiTOptions, MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.keep import LinearKeep
 from undiffuse.spec import ConditionSpec, DataSpec
@@ -61,7 +61,18 @@ def token_model() -> Model:
     return Model(CategoricalDenoiser(network, process, spec=spec, time_dependent=False), spec)
 
 
-MODELS: dict[str, Callable[[], Model]] = {"vector": vector_model, "image": image_model, "tokens": token_model}
+def video_model() -> Model:
+    spec = DataSpec(kind="video", shape=(3, 1, 4, 4))
+    options = DiTOptions(width=16, depth=2, heads=2, positions="learned", qk_norm=True, temporal=True)
+    return Model(NetworkDenoiser(stirred(build_network(options, spec)), process_of("rf"), "velocity", spec=spec), spec)
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "vector": vector_model,
+    "image": image_model,
+    "video": video_model,
+    "tokens": token_model,
+}
 
 
 @pytest.fixture

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from undiffuse.spec import ConditionSpec
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def described(classes: int = 0, **widths: int) -> dict[str, ConditionSpec]:
+    """Describe a label of so many classes, and vectors by name."""
+    label = {"label": ConditionSpec(kind="label", classes=tuple(map(str, range(classes))))} if classes else {}
+    return label | {name: ConditionSpec(kind="vector", width=width) for name, width in widths.items()}
 
 
 def randomise(network: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.networks.helpers import generator, randomise
-from undiffuse.networks.attention import Rotary, SelfAttention, attend, math_attention
+from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention, attend, math_attention
 
 
 def qkv(length: int = 5, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -90,3 +90,66 @@ def test_attention_compiles_into_one_graph():
     x = torch.randn(2, 5, 8, generator=generator())
     compiled = torch.compile(attention, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), attention(x))
+
+
+def crossing(heads: int = 2, **options: bool) -> tuple[CrossAttention, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention of 6 queries to 5 tokens of other width, of which the second item may read two."""
+    attention = randomise(CrossAttention(8, heads, 3, **options)).double()
+    draws = generator(5)
+    x, tokens = (torch.randn(2, *shape, generator=draws, dtype=torch.float64) for shape in ((6, 8), (5, 3)))
+    return attention, x, tokens, torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_cross_attention_equals_its_formula_head_by_head(qk_norm):
+    attention, x, tokens, mask = crossing(qk_norm=qk_norm)
+    query = attention.query(x).unflatten(-1, (2, 4))
+    key, value = attention.key_value(tokens).unflatten(-1, (2, 2, 4)).unbind(2)
+    if qk_norm:
+        query, key = attention.query_norm(query), attention.key_norm(key)
+    read = torch.zeros(2, 6, 2, 4, dtype=torch.float64)
+    for item in range(2):
+        seen = mask[item]
+        for head in range(2):
+            scores = query[item, :, head] @ key[item, seen, head].T / 4**0.5
+            read[item, :, head] = scores.softmax(-1) @ value[item, seen, head]
+    torch.testing.assert_close(attention(x, tokens, mask), attention.out(read.flatten(2)), rtol=1e-12, atol=1e-12)
+
+
+def test_tokens_that_are_masked_change_no_bit():
+    attention, x, tokens, mask = crossing()
+    changed = torch.where(mask[..., None], tokens, 1e3)
+    assert torch.equal(attention(x, changed, mask), attention(x, tokens, mask))
+    with math_attention():
+        assert torch.equal(attention(x, changed, mask), attention(x, tokens, mask))
+    assert not torch.allclose(attention(x, changed), attention(x, tokens))
+
+
+def test_cross_attention_has_derivatives_in_both_inputs():
+    attention, x, tokens, mask = crossing()
+    draws = generator(6)
+    tangents = tuple(torch.randn(part.shape, generator=draws, dtype=torch.float64) for part in (x, tokens))
+    run = lambda y, z: attention(y, z, mask)  # noqa: E731
+    with math_attention():
+        _, jvp = torch.func.jvp(run, (x, tokens), tangents)
+        leaves = [part.clone().requires_grad_() for part in (x, tokens)]
+        assert torch.autograd.gradgradcheck(run, leaves)
+    step = 1e-5
+    ahead, behind = (
+        [part + sign * step * t for part, t in zip((x, tokens), tangents, strict=True)] for sign in (1, -1)
+    )
+    torch.testing.assert_close(jvp, (run(*ahead) - run(*behind)) / (2 * step), rtol=1e-7, atol=1e-8)
+
+
+def test_cross_attention_starts_silent_and_refuses_heads_that_do_not_divide():
+    x, tokens = torch.randn(2, 6, 8, generator=generator()), torch.randn(2, 5, 8, generator=generator())
+    assert (CrossAttention(8, 2)(x, tokens) == 0).all()
+    assert (CrossAttention(8, 2, zero_init=False)(x, tokens) != 0).any()
+    with pytest.raises(ValueError, match="10 features do not split into 4 heads"):
+        CrossAttention(10, 4)
+
+
+def test_cross_attention_compiles_into_one_graph():
+    attention, x, tokens, mask = crossing()
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, tokens, mask), attention(x, tokens, mask))

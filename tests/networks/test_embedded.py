@@ -52,6 +52,23 @@ def test_cat_refuses_different_structures_and_nothing():
         Embedded.cat([])
 
 
+def test_cat_repeats_maps_of_size_one_to_that_of_the_others():
+    null, image = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1), torch.arange(24.0).view(1, 2, 3, 4)
+    film = torch.arange(120.0).view(1, 5, 2, 3, 4)
+    maps = Embedded.cat([Embedded(maps=null), Embedded(maps=image)]).maps
+    assert torch.equal(maps, torch.cat([null.expand(1, 2, 3, 4), image]))
+    maps = Embedded.cat([Embedded(maps=film), Embedded(maps=image), Embedded(maps=null)]).maps
+    assert maps.shape == (3, 5, 2, 3, 4)
+    assert torch.equal(maps[1, 4], image[0]) and torch.equal(maps[0], film[0])
+
+
+def test_texts_are_repeated_for_every_frame():
+    frames = example(2).texts(3)
+    assert torch.equal(frames.tokens, example(2).tokens.repeat_interleave(3, 0)) and frames.vector is None
+    assert torch.equal(frames.mask[3], example(2).mask[1])
+    assert Embedded().texts(3).batch is None
+
+
 def test_expand_repeats_one_row_and_refuses_more():
     assert example(1).expand(4).batch == 4
     torch.testing.assert_close(example(1).expand(4).vector, example(1).vector.repeat(4, 1))

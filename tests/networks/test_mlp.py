@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.networks.helpers import count, generator, parameters_without_gradient, randomise
+from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.mlp import MLP
 
@@ -39,7 +39,7 @@ def test_it_matters_which_element_has_which_level():
 
 
 def test_rows_are_independent():
-    network = build(classes=3)
+    network = build(conditions=described(3))
     x, level = torch.randn(4, 3, generator=generator()), torch.linspace(-1, 1, 4)
     cond = network.conditioners.embed({"label": torch.tensor([0, 1, 2, 0])}, 4)
     whole = network(x, level, cond)["out"]
@@ -48,7 +48,7 @@ def test_rows_are_independent():
 
 
 def test_no_condition_is_the_null_and_labels_matter():
-    network, x = build(classes=3), torch.randn(2, 3, generator=generator())
+    network, x = build(conditions=described(3)), torch.randn(2, 3, generator=generator())
     level, embed = torch.zeros(2), network.conditioners.embed
     assert torch.equal(network(x, level)["out"], network(x, level, embed(None, 2))["out"])
     drop = {"label": torch.tensor([True, False])}
@@ -58,7 +58,7 @@ def test_no_condition_is_the_null_and_labels_matter():
 
 
 def test_gradient_reaches_every_parameter():
-    network = build(classes=2, vectors={"pose": 2})
+    network = build(conditions=described(2, pose=2))
     drop = {name: torch.tensor([True, False, False]) for name in ("label", "pose")}
     cond = {"label": torch.tensor([0, 0, 1]), "pose": torch.ones(3, 2)}
     x, level = torch.randn(3, 3, generator=generator()), torch.randn(3, 3, generator=generator(1))
@@ -88,7 +88,7 @@ def test_misfits_are_refused(x, level, cond, match):
 
 
 def test_a_condition_of_another_batch_is_refused():
-    network = build(classes=2)
+    network = build(conditions=described(2))
     with pytest.raises(ValueError, match="has 1 rows but x has 2"):
         network(torch.zeros(2, 3), torch.zeros(2), network.conditioners.embed(None, 1))
     with pytest.raises(ValueError, match="holds no vector"):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.networks.helpers import count, generator, parameters_without_gradient, randomise
+from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
-from undiffuse.networks.transformer import NeighbourMixing, Transformer
+from undiffuse.networks.transformer import Transformer
+from undiffuse.networks.transformer_block import NeighbourMixing
 
 
 def build(**kwargs) -> Transformer:
@@ -56,7 +57,7 @@ def test_every_token_reads_both_sides_and_its_position():
 
 
 def test_label_modulates_also_without_time():
-    network, x = build(classes=3), ids(2, 4)
+    network, x = build(conditions=described(3)), ids(2, 4)
     embed = network.conditioners.embed
     given = network(x, None, embed({"label": torch.tensor([0, 2])}, 2))["out"]
     assert not torch.allclose(given, network(x)["out"])
@@ -66,7 +67,7 @@ def test_label_modulates_also_without_time():
 
 @pytest.mark.parametrize("time_dependent", [False, True])
 def test_gradient_reaches_every_parameter(time_dependent):
-    network = build(time_dependent=time_dependent, classes=2)
+    network = build(time_dependent=time_dependent, conditions=described(2))
     cond = network.conditioners.embed(
         {"label": torch.tensor([0, 0, 1])}, 3, {"label": torch.tensor([True, False, False])}
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.networks.helpers import count, generator, parameters_without_gradient, randomise
+from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
 from undiffuse.networks.options import UNetOptions
 from undiffuse.networks.unet import UNet
@@ -66,7 +66,7 @@ def test_without_temporal_attention_a_frame_s_level_changes_that_frame_alone():
 
 
 def test_each_frame_of_a_video_is_what_the_image_alone_gives():
-    network, x = build(2, 1, classes=3), draw(2, 3, 1, 8, 8)
+    network, x = build(2, 1, conditions=described(3)), draw(2, 3, 1, 8, 8)
     level, label = draw(2, 3, seed=2), torch.tensor([0, 2])
     embed = network.conditioners.embed
     video = network(x, level, embed({"label": label}, 2))["out"]
@@ -97,7 +97,7 @@ def test_inflation_starts_as_the_image_network():
 
 def test_gradient_reaches_every_parameter():
     options = UNetOptions(channels=8, multipliers=(1, 2), blocks=2, attention=(0, 1), heads=2, temporal=True)
-    network = build(2, 2, options, classes=2, vectors={"pose": 2})
+    network = build(2, 2, options, conditions=described(2, pose=2))
     drop = {name: torch.tensor([True, False, False]) for name in ("label", "pose")}
     cond = {"label": torch.tensor([0, 0, 1]), "pose": torch.ones(3, 2)}
     embedded = network.conditioners.embed(cond, 3, drop)
@@ -168,4 +168,5 @@ def test_block_names_follow_the_order_of_execution():
 
 
 def test_parameter_count_of_the_digits_size():
-    assert 0.9e6 < count(UNet(2, 1, UNetOptions(channels=48, multipliers=(1, 2), blocks=1), classes=10)) < 1.1e6
+    options = UNetOptions(channels=48, multipliers=(1, 2), blocks=1)
+    assert 0.9e6 < count(UNet(2, 1, options, conditions=described(10))) < 1.1e6

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks.helpers import described
 from tests.oracles.continuous import ar1_video, normals, process_of, run, spec_mixture
 from tests.oracles.masked import joint_denoiser, triple_joint
 from undiffuse.denoisers.flow_map import FlowMap, GaussianFlowMap
@@ -174,7 +175,7 @@ def test_every_solver_serves_a_correction_that_keeps_the_noise(solver: str) -> N
 
 
 def labelled_network() -> NetworkDenoiser:
-    network = MLP(2, width=16, depth=2, classes=3).double()
+    network = MLP(2, width=16, depth=2, conditions=described(3)).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from undiffuse.process import make_schedule
 from undiffuse.report import plots
+from undiffuse.report.plots import ORANGE, loss_curve, loss_weights, weight_curves, width_curve
+from undiffuse.training.weights import LOG_WEIGHTS
 
 
 def _pixels(figure: Figure) -> np.ndarray:
@@ -68,3 +71,41 @@ def test_losses_over_decades_are_drawn_on_a_logarithmic_axis():
     assert plots.loss_curve([1, 2], [1.0, 1e-3]).axes[0].get_yscale() == "log"
     assert plots.loss_curve([1, 2], [1.0, 0.5]).axes[0].get_yscale() == "linear"
     assert plots.loss_curve([1, 2], [100.0, -1.0]).axes[0].get_yscale() == "linear"
+
+
+def test_the_evidence_bound_is_flat_and_every_weight_has_mean_one():
+    for name in ("cosine", "rf", "vp"):
+        curves = weight_curves(make_schedule(name))
+        assert set(curves) == set(LOG_WEIGHTS)
+        np.testing.assert_allclose(curves["elbo"][1], 1.0, rtol=1e-6)
+        for _, weight in curves.values():
+            assert weight.mean() == pytest.approx(1.0)
+
+
+def test_weights_are_those_of_the_literature_on_the_error_of_the_noise():
+    """On the circle with t uniform (trig), d log-SNR = -2 pi / sin(pi t) dt, so the density is sech(log-SNR / 2)."""
+    x, noise = weight_curves(make_schedule("trig"))["noise"]
+    density = 1 / np.cosh(x / 2)
+    np.testing.assert_allclose(noise, density / density.mean(), rtol=1e-6)
+    v = weight_curves(make_schedule("trig"))["v"][1]
+    np.testing.assert_allclose(v, np.exp(-x / 2) / np.exp(-x / 2).mean(), rtol=1e-6)  # Kingma and Gao 2023, table 1
+
+
+def test_weights_that_coincide_share_a_line():
+    (axes,) = loss_weights(make_schedule("cosine")).axes
+    labels = [line.get_label() for line in axes.lines]
+    assert "p2, sigmoid" in labels and len(labels) < len(LOG_WEIGHTS)
+    assert sorted(", ".join(labels).split(", ")) == sorted(LOG_WEIGHTS)
+
+
+def test_the_loss_is_drawn_with_what_was_measured_on_the_way():
+    figure = loss_curve([1, 2, 3], [3.0, 2.0, 1.0], measured={"held-out items": ([1, 3], [2.5, None])})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["held-out items"]
+    assert len(axes.lines) == 3
+    assert len(loss_curve([1, 2], [2.0, 1.0]).axes[0].lines) == 2
+
+
+def test_widths_that_the_snapshots_miss_are_hollow():
+    (axes,) = width_curve([0.01, 0.05], [0.5, 0.4], [0.3, 0.0]).axes
+    assert [line.get_markerfacecolor() for line in axes.lines[1:]] == ["none", ORANGE]

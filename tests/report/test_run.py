@@ -82,6 +82,31 @@ def test_the_last_preview_comes_first_and_the_others_in_order_of_their_step(run)
     assert captions == ["step-1000, the last preview", "step-3", "step-20", "step-900"]
 
 
+def test_held_out_losses_and_a_sweep_of_widths_are_shown(run):
+    levels = _levels(0)["levels"]
+    measured = [
+        {"step": step, "validation": {"loss": loss, "train_loss": loss / 2, "items": 12, "levels": levels}}
+        for step, loss in ((50, 1.0), (100, 0.5), (200, 0.75))
+    ]
+    with (run / "log.jsonl").open("a") as log:
+        log.write("\n" + "".join(json.dumps(row) + "\n" for row in measured))
+    text = (run / "log.jsonl").read_text().replace('{"step": 250, "lo\n', "")
+    (run / "log.jsonl").write_text(text)
+    (run / "ema").mkdir()
+    rows = [{"width": width, "loss": 1.0, "misfit": 0.01} for width in (0.03, 0.05)]
+    (run / "ema" / "sweep.json").write_text(json.dumps({"step": 200, "rows": rows}))
+    html = run_report(run).read_text(encoding="utf-8")
+    for words in (
+        "held-out loss",
+        "0.75",
+        "0.5 at step 100",
+        "learns its data by heart",
+        "by the width of the average",
+    ):
+        assert words in html
+    assert html.count("data:image/png") == 4 + 3 + 4
+
+
 def test_a_given_command_and_evaluation_take_precedence(run):
     mine = Evaluation(kind="image", n=7, seed=0, rows=(), pictures={"mine": np.zeros((4, 4), np.uint8)})
     html = run_report(run, evaluation=mine, command="make demo").read_text(encoding="utf-8")

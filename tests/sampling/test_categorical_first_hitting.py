@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.networks.helpers import described
 from undiffuse.denoisers.base import Denoiser, Wrapper
 from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.denoisers.joint import JointDenoiser
@@ -219,7 +220,7 @@ def test_tokens_may_lie_on_a_grid():
 def transformer(time_dependent: bool) -> CategoricalDenoiser:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Transformer(3, 4, width=16, depth=1, heads=2, classes=2, time_dependent=time_dependent)
+        network = Transformer(3, 4, width=16, depth=1, heads=2, conditions=described(2), time_dependent=time_dependent)
         for parameter in network.parameters():  # the last layer starts at 0, which would hide the condition
             parameter.data = torch.randn_like(parameter) * 0.3
     return CategoricalDenoiser(network, CategoricalProcess("absorbing", 3), time_dependent=time_dependent)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from undiffuse.training.ema import PowerEMA, gamma_of_width
+from undiffuse.training.ema import PowerEMA, Profile, _inner_products, combine_profiles, gamma_of_width
 
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.10, 0.25])
@@ -51,3 +52,78 @@ def test_the_first_step_copies_the_weights():
 def test_a_width_out_of_range_is_refused():
     with pytest.raises(ValueError, match="such as"):
         gamma_of_width(0.3)
+
+
+def snapshots_of(course, steps: int, every: int, widths=(0.05, 0.10)) -> tuple[list[Profile], np.ndarray]:
+    """Run averages over weights (steps, D); return the profiles of those kept every `every` steps, and their values."""
+    weights = [course(torch.tensor([step / steps], dtype=torch.float64)) for step in range(1, steps + 1)]
+    averages = [PowerEMA([torch.zeros(1, dtype=torch.float64)], width) for width in widths]
+    profiles, kept = [], []
+    for step, now in enumerate(weights, 1):
+        for average in averages:
+            average.update([now], step)
+            if step % every == 0:
+                profiles.append(Profile(step, average.width))
+                kept.append(float(average.average[0]))
+    return profiles, np.array(kept)
+
+
+COURSES = {
+    "linear": lambda t: t,
+    "quadratic": lambda t: 3 - t + 2 * t**2,
+    "settling": lambda t: 1 + torch.exp(-5 * t),
+    "waves": lambda t: 2 + torch.sin(9 * t),
+}
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("width", [0.03, 0.07, 0.15, 0.20])
+def test_twenty_snapshots_give_the_averages_between_and_around_their_widths(course, width):
+    steps = 1000
+    profiles, kept = snapshots_of(COURSES[course], steps, steps // 20)
+    direct = snapshots_of(COURSES[course], steps, steps, (width,))[1][-1]
+    found = combine_profiles(profiles, Profile(steps, width))
+    assert found.coefficients.sum() == pytest.approx(1.0, abs=1e-12)
+    assert float(found.coefficients @ kept) == pytest.approx(direct, rel=1e-3)  # the figure that was asked for
+
+
+def test_a_width_that_was_tracked_is_that_average_alone():
+    profiles, _ = snapshots_of(COURSES["linear"], 200, 20)
+    for index in (-1, -2):
+        found = combine_profiles(profiles, profiles[index])
+        expected = np.zeros(len(profiles))
+        expected[index] = 1.0
+        np.testing.assert_allclose(found.coefficients, expected, atol=1e-9)
+        assert found.misfit < 1e-7
+
+
+def test_inner_products_are_the_integrals_of_the_profiles():
+    profiles = [Profile(300, 0.05), Profile(800, 0.1), Profile(1000, 0.2)]
+    t = (np.arange(200_000) + 0.5) / 200  # midpoints on [0, 1000]
+    density = []
+    for step, width in profiles:
+        gamma = gamma_of_width(width)
+        density.append(np.where(t <= step, (gamma + 1) / step * (t / step) ** gamma, 0.0))
+    expected = np.array([[np.sum(a * b) / 200 for b in density] for a in density])
+    np.testing.assert_allclose(_inner_products(profiles), expected, rtol=1e-3)  # the jump at the end: half a cell
+
+
+def test_the_misfit_grows_as_the_profile_becomes_narrower_than_the_snapshots_are_apart():
+    profiles, _ = snapshots_of(COURSES["linear"], 200, 20)
+    misfits = [combine_profiles(profiles, Profile(200, width)).misfit for width in (0.04, 0.02, 0.01)]
+    assert misfits == sorted(misfits) and misfits[0] < 0.05 and misfits[-1] > 0.3
+
+
+def test_a_fixed_sum_lowers_the_error_of_few_snapshots():
+    profiles, kept = snapshots_of(COURSES["linear"], 1000, 100)
+    target = Profile(1000, 0.03)
+    direct = snapshots_of(COURSES["linear"], 1000, 1000, (0.03,))[1][-1]
+    inner = _inner_products([*profiles, target])
+    free = np.linalg.lstsq(inner[:-1, :-1], inner[:-1, -1], rcond=None)[0]
+    error = abs(combine_profiles(profiles, target).coefficients @ kept / direct - 1)
+    assert error < 1.1e-3 < 3e-3 < abs(free @ kept / direct - 1)
+
+
+def test_nothing_cannot_be_combined():
+    with pytest.raises(ValueError, match="at least one"):
+        combine_profiles([], Profile(10, 0.05))

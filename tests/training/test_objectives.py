@@ -15,7 +15,7 @@ from undiffuse.denoisers.elbo import elbo
 from undiffuse.networks import MLPOptions, UNetOptions, build_network
 from undiffuse.noise import InjectedNoise, KeyedNoise
 from undiffuse.process import GaussianProcess, make_schedule
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.training.categorical import CategoricalELBO, MaskedELBO
 from undiffuse.training.denoising import DenoisingObjective, make_denoising
 from undiffuse.training.options import DenoisingOptions
@@ -79,6 +79,27 @@ def test_conditions_are_dropped_at_the_stated_rate_and_by_item():
     assert abs(float(drop.double().mean()) - 0.3) < 4 * (0.21 / 10_000) ** 0.5
     alone = objective.conditions(batch, KeyedNoise(0, [77]))["drop"]["label"]
     assert bool(alone[0]) == bool(drop[77])
+
+
+def test_conditions_whose_null_is_a_value_are_never_dropped_and_leave_the_others_draws_alone():
+    objective = make_denoising(DenoisingOptions(drop=0.3), make_schedule("cosine"))
+    rows = torch.zeros(50, 1)
+    cond = {"age": rows, "caption": rows, "zoom": rows}
+    noise = KeyedNoise(0, range(50))
+    every = objective.conditions({"x": rows, "cond": cond}, noise)["drop"]
+    some = objective.conditions({"x": rows, "cond": cond}, noise, frozenset({"age"}))["drop"]
+    assert some.keys() == {"caption", "zoom"}
+    assert all(torch.equal(drop, every[name]) for name, drop in some.items())
+
+
+def test_an_objective_learns_from_the_denoiser_what_is_never_dropped():
+    cond = {"pose": ConditionSpec(kind="vector", width=1, null="zero"), "age": ConditionSpec(kind="vector", width=1)}
+    spec = DataSpec(kind="vector", shape=(3,), cond=cond)
+    network = build_network(MLPOptions(width=8, depth=1), spec)
+    denoiser = NetworkDenoiser(network, GaussianProcess(make_schedule("trig")), spec=spec)
+    objective = make_denoising(DenoisingOptions(drop=0.3), denoiser.process.schedule)
+    batch = {"x": torch.zeros(8, 3), "cond": {name: torch.zeros(8, 1) for name in cond}}
+    assert objective.prepare(denoiser, batch, KeyedNoise(0, range(8)), 8).drop.keys() == {"age"}
 
 
 def test_a_block_of_batches_equals_batch_by_batch():

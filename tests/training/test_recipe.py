@@ -15,6 +15,7 @@ from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.networks import build_network
 from undiffuse.spec import DataSpec
 from undiffuse.training import memory
+from undiffuse.training.augment import augmented_spec
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.memory import Footprint, footprint, require_training_memory
 from undiffuse.training.planning import plan
@@ -23,7 +24,13 @@ from undiffuse.training.stream import block_elements
 
 SPECS = {
     "digits": DataSpec(kind="image", shape=(1, 8, 8), classes=tuple("0123456789")),
+    "cifar10": DataSpec(kind="image", shape=(3, 32, 32), range=(0, 255), classes=tuple("abcdefghij")),
     "image": DataSpec(kind="image", shape=(3, 16, 16)),
+    "latent": DataSpec(kind="image", shape=(4, 8, 8)),
+    "video": DataSpec(kind="video", shape=(4, 3, 16, 16)),
+    "video-digits": DataSpec(kind="video", shape=(8, 1, 16, 16), classes=tuple("0123456789")),
+    "signals": DataSpec(kind="signal", shape=(1, 64)),
+    "table": DataSpec(kind="tokens", shape=(2,), vocabulary=tuple("abcde"), columns={"one": 2, "two": 3}),
     "vector": DataSpec(kind="vector", shape=(5,)),
     "text": DataSpec(kind="tokens", shape=(12,), vocabulary=tuple("abcdef")),
 }
@@ -35,7 +42,12 @@ def test_every_shipped_recipe_builds_for_its_data(name):
     denoiser = build_denoiser(recipe, SPECS[name])
     make_objective(recipe.objective, denoiser)
     assert resolve(Recipe, to_dict(recipe)) == recipe
-    assert name == "digits" or choose_recipe(SPECS[name]) == name
+    assert name in ("digits", "cifar10", "latent", "video-digits") or choose_recipe(SPECS[name]) == name
+
+
+@pytest.mark.parametrize("name", ["digits", "video-digits"])
+def test_built_in_data_choose_the_recipe_made_for_them(name):
+    assert choose_recipe(SPECS[name], name) == name
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
@@ -127,8 +139,8 @@ def test_a_path_may_be_spelled_in_several_ways(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_footprint_counts_parameters_exactly_and_builds_nothing(name):
     recipe = resolve(Recipe, recipe_layer(name))
-    states = 7 if name == "text" else None
-    network = build_network(recipe.model, SPECS[name], states=states)
+    states = {"text": 7, "table": 6}.get(name)
+    network = build_network(recipe.model, augmented_spec(SPECS[name], recipe.data), states=states)
     parameters = sum(p.numel() for p in network.parameters())
     need = footprint(recipe, SPECS[name])
     assert need.parameters == parameters

@@ -52,6 +52,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         ("mlp", ("die-in-checkpoint", "20")),
         ("importance", ("die-at-step", "23")),
         ("dropout", ("die-at-step", "20")),
+        ("watched", ("die-at-step", "28")),
     ],
 )
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, kind, how):
@@ -64,6 +65,12 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, kind, how):
     tiny_trainer(tmp_path / "killed", kind, STEPS).run()
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".writing*"))
+    assert snapshots(tmp_path / "killed") == snapshots(tmp_path / "whole")
+    assert len(snapshots(tmp_path / "whole")) == (6 if kind == "watched" else 0)  # 7, 14, ..., 35, 40
+
+
+def snapshots(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "ema").glob("*")}
 
 
 def test_a_stop_at_any_step_leaves_no_trace_in_the_log(tmp_path):

@@ -18,7 +18,7 @@ from tests.training.tiny import tiny_trainer, vectors
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Message
 from undiffuse.noise import permutation, permutations
-from undiffuse.training import lock, stream
+from undiffuse.training import lock, order
 from undiffuse.training.checkpoints import checkpoints_in, read_checkpoint
 from undiffuse.training.lock import locked
 from undiffuse.training.log import RunLog, read_log
@@ -179,8 +179,8 @@ def test_the_published_model_has_the_buffers_of_now(tmp_path):
 def test_tiny_data_take_one_call_for_all_epochs_of_a_block(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, "mlp", 10)
     calls = []
-    monkeypatch.setattr(stream, "permutations", lambda *of: calls.append(of) or permutations(*of))
-    trainer.stream.dataset = trainer.stream.dataset.take(torch.arange(3))
+    monkeypatch.setattr(order, "permutations", lambda *of: calls.append(of) or permutations(*of))
+    trainer.stream.order = order.Permuted(0, 3)
     chosen = trainer.stream.indices(torch.arange(6000, 9000))
     assert len(calls) == 1
     expected = [permutation(0, epoch, 3) for epoch in range(2000, 3000)]

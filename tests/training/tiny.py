@@ -39,7 +39,10 @@ def images(n: int = 50) -> TensorDataset:
 
 
 def tiny_trainer(folder: Path, kind: str, steps: int, listener: Listener = silent, **options: Any) -> Trainer:
-    """KIND is "mlp" (labels, stratified uniform times), "importance" (adaptive times) or "dropout" (U-Net)."""
+    """KIND is "mlp" (labels, stratified uniform times), "importance" (adaptive times), "dropout" (U-Net), or "watched".
+
+    The last one is an MLP trained by Muon, with snapshots and held-out losses.
+    """
     dataset = images() if kind == "dropout" else vectors()
     if kind == "dropout":
         network = build_network(
@@ -50,9 +53,12 @@ def tiny_trainer(folder: Path, kind: str, steps: int, listener: Listener = silen
     denoiser = NetworkDenoiser(network, GaussianProcess(make_schedule("cosine")), "v", spec=dataset.spec)
     objective = make_objective(DenoisingOptions(times="importance" if kind == "importance" else "uniform"), denoiser)
     defaults: dict[str, Any] = {"batch_size": 16, "warmup": 5, "log_every": 7, "checkpoint_every": 10, "lr": 1e-2}
+    if kind == "watched":
+        defaults |= {"optimizer": "muon", "snapshot_every": 7, "validate_every": 9, "validate_items": 24}
+    held_out = vectors(20) if kind == "watched" else None
     folder.mkdir(parents=True, exist_ok=True)
     train = TrainOptions(steps=steps, **{**defaults, **options})
-    return Trainer(denoiser, objective, dataset, train, folder, listener=listener)
+    return Trainer(denoiser, objective, dataset, train, folder, listener=listener, held_out=held_out)
 
 
 def die() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from undiffuse.cli.shared import Json
+from undiffuse.models.world import world
 
 _LIBRARIES = (
     "torch",
@@ -37,6 +38,7 @@ def doctor(json: Json = False) -> None:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "devices": ", ".join(devices().values()),
+        "would use": would_use(len(devices()) - 1),
         **_power(),
         "extras": ", ".join(f"{name} {'yes' if find_spec(module) else 'no'}" for name, module in _EXTRAS.items()),
     }
@@ -59,6 +61,21 @@ def devices() -> dict[str, str]:
         properties = torch.cuda.get_device_properties(number)
         found[f"cuda:{number}"] = f"cuda:{number} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
     return found
+
+
+def would_use(gpus: int) -> str:
+    """Return on what a training would run here, and the line that uses all of it.
+
+    Args:
+        gpus: How many there are.
+    """
+    rank, processes = world()
+    if processes > 1:
+        return f"{processes} processes, of which this is number {rank}"
+    if gpus < 2:
+        return "one process on " + ("the GPU" if gpus else "the CPU")
+    launch = f"accelerate launch --multi_gpu --num_processes {gpus} -m undiffuse train DATA"
+    return f"one process on cuda:0; all {gpus} GPUs with: {launch}"
 
 
 def self_test(device: str) -> float:

@@ -18,6 +18,8 @@ Examples:
   undiffuse evaluate runs/photos
   undiffuse evaluate runs/digits --guidance 1,1.5,2,3
   undiffuse evaluate runs/text other.txt --json
+  undiffuse evaluate runs/cifar train.zip --held-out test.zip -n 5000
+  undiffuse evaluate runs/photos --features dinov2:facebook/dinov2-small
 """
 
 
@@ -35,6 +37,18 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(help="Metrics by name, such as frechet,memorisation; default: by the data.")
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What images, video and signals are compared in: classifier, classifier:FOLDER, perceptron, pca, "
+            "motion, dinov2:FOLDER (or a name on the hub), inception:FILE.safetensors; auto: by the data."
+        ),
+    ] = "auto",
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Real data not trained on; default: a part of DATA.", show_default=False),
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Keep features of real data by networks, and use those kept.")] = True,
     out: Out = None,
     seed: Seed = 0,
     solver: Solver = None,
@@ -50,26 +64,39 @@ def evaluate(
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model, open_data_of
     from undiffuse.metrics import evaluate as measure
+    from undiffuse.models.parallel import SplitModel
+    from undiffuse.models.processes import Processes
 
     output = Output(json)
     scales = read_scales(guidance)
-    found = find_model(model, device)
+    processes = Processes.join()
+    with processes.agree():
+        found = find_model(model, device)
+    split = SplitModel(found.model, processes)
+    if not processes.is_main:
+        return split.serve()
     dataset, holdout = open_data_of(found, data)
     sampling = {key: value for key, value in {"solver": solver, "steps": steps}.items() if value is not None}
     chosen = metrics.split(",") if metrics else "auto"
     with output.progress() as listener:
         result = measure(
-            found.model,
+            found.model if processes.size == 1 else split,
             dataset,
             holdout=holdout,
             n=n,
             seed=seed,
             guidance=scales,
             metrics=chosen,
+            held_out=held_out,
+            features=features,
+            cache=cache,
             listener=listener,
             **sampling,
         )
+    split.close()
     output.table(result.columns, _notes_once(result.table()), numeric=(1, 2, 3, 4))
+    for line in result.warnings:
+        output.warn(line)
     written = _write(found, result, out if out is not None else found.home)
     output.finish(f"The report is {written['report']}", result.to_json() | {"model": model} | written)
 

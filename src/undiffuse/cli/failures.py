@@ -9,7 +9,8 @@ from types import TracebackType
 
 import typer
 
-from undiffuse.errors import UndiffuseError
+from undiffuse.errors import PeerError, UndiffuseError
+from undiffuse.models.world import have_met, speaks
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,14 +28,24 @@ def report_failure(error: BaseException) -> int:
     if isinstance(error, SystemExit | typer.Exit):
         return _exit_code(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
-        _print("interrupted", str(error) or "what was written before is kept; run the same command again.")
+        if speaks():
+            _print("interrupted", str(error) or "what was written before is kept; run the same command again.")
         return INTERRUPTED
     usage = usage_message(error)
+    if _is_told(error):
+        return WRONG_USAGE if usage is not None else FAILED
     if usage is not None:
         _print("error", usage)
         return WRONG_USAGE
     _print("error", message(error))
     return FAILED
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether another process of the same command tells of this error, so that people read it once."""
+    if isinstance(error, PeerError):
+        return error.told or not speaks()
+    return not speaks() and not have_met()  # until they meet, all processes do the same
 
 
 def usage_message(error: BaseException) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,18 +13,23 @@ from undiffuse.cli.shared import Json
 if TYPE_CHECKING:
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import Found
+    from undiffuse.data import DataOptions
     from undiffuse.spec import DataSpec
 
 EPILOG = """\b
 Examples:
   undiffuse info runs/photos
-  undiffuse info photos/
+  undiffuse info photos/ data.size=32 data.cond=caption,age:vector
   undiffuse info recipe:image
 """
 
 
 def info(
     name: Annotated[str, typer.Argument(metavar="MODEL|RUN|DATA|recipe:NAME", help="What to look at.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data.KEY=VALUE]", help="How to read data, as for training.", show_default=False),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say what a model, a run, a data set (also: data:digits) or a recipe (recipe:image) is."""
@@ -33,7 +39,9 @@ def info(
     output = Output(json)
     kind, colon, rest = name.partition(":")
     path = Path(name)
-    if colon and kind == "recipe":
+    if options:
+        _show_data(output, rest if colon and kind == "data" else name, options)
+    elif colon and kind == "recipe":
         from undiffuse.cli.keys import show_keys
 
         show_keys(output, rest)
@@ -69,10 +77,10 @@ def _show_unfinished(output: Output, path: Path) -> None:
     output.result(facts)
 
 
-def _show_data(output: Output, source: str) -> None:
+def _show_data(output: Output, source: str, options: Sequence[str] = ()) -> None:
     from undiffuse.data import open_data
 
-    dataset = open_data(source)
+    dataset = open_data(source, _data_options(options) if options else None)
     lines = dataset.summary()
     facts = {"data": source, **_spec_facts(dataset.spec), "items": len(dataset)}
     output.pairs(facts)
@@ -80,6 +88,22 @@ def _show_data(output: Output, source: str) -> None:
         (output.warn if line.startswith("warning") else output.say)(line)
     problems = [str(problem) for problem in dataset.problems]
     output.result(facts | {"spec": dataset.spec.to_json(), "summary": lines, "problems": problems})
+
+
+def _data_options(words: Sequence[str]) -> DataOptions:
+    """Return how to read data, from texts "data.key=value".
+
+    Raises:
+        typer.BadParameter: A word is about something else than data.
+        ConfigError: There is no such option, or its value does not fit.
+    """
+    from undiffuse.config import resolve
+    from undiffuse.training.recipe import Recipe, override_layers
+
+    for word in words:
+        if "=" not in word or not word.startswith(("data.", "data=")):
+            raise typer.BadParameter(f"{word!r} does not say how to read data; write data.KEY=VALUE")
+    return resolve(Recipe, *override_layers(words)).data
 
 
 def _spec_facts(spec: DataSpec) -> dict[str, Any]:

@@ -16,8 +16,10 @@ COMMANDS = {
     "sample": ("undiffuse.cli.sample:sample", "Draw samples from a model."),
     "evaluate": ("undiffuse.cli.evaluate:evaluate", "Compare a model with real data."),
     "info": ("undiffuse.cli.info:info", "Say what a model, a run, a data set or a recipe is."),
+    "ema": ("undiffuse.cli.ema:ema", "Average a run's weights over another width, after the run."),
     "report": ("undiffuse.cli.report:report", "Write the HTML report of a run."),
     "demo": ("undiffuse.cli.demo:demo", "Train two small models and show everything in one report (6 minutes)."),
+    "bench": ("undiffuse.cli.bench:bench", "Run the benchmarks of the source repository and write one page."),
     "doctor": ("undiffuse.cli.doctor:doctor", "Say what this machine can do, and check that it computes right."),
 }
 """Sub-command -> (where it is, what it does)."""

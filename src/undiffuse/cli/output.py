@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.events import Listener
+from undiffuse.models.world import speaks
 from undiffuse.words import plain_json
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Output:
 
     def result(self, result: Mapping[str, Any]) -> None:
         """Print the JSON object, where one was asked for."""
-        if self.as_json:
+        if self.as_json and speaks():
             print(json.dumps(plain_json(result), allow_nan=False), flush=True)
 
     @contextmanager
@@ -82,6 +84,8 @@ class Output:
 def _console(as_json: bool) -> Console:
     from rich.console import Console
 
+    if not speaks():  # one of several processes, of which the main one speaks
+        return Console(file=open(os.devnull, "w"))  # it stays open as long as stdout does
     stream = sys.stderr if as_json else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)

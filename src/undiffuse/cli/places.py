@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.errors import CheckpointError, DataError
+from undiffuse.models.world import local_rank, world
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,8 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name in ("auto", "cuda") and world()[1] > 1 and len(available) > 1:
+        return torch.device(available[1 + local_rank() % (len(available) - 1)])  # one GPU for each process
     if name == "auto":
         return torch.device(next((device for device in available if device != "cpu"), "cpu"))
     if (name if name != "cuda" else "cuda:0") not in available:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.conditions import load_conditions, read_conditions
 from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     import torch
 
     from undiffuse.cli.places import Found
-    from undiffuse.spec import DataSpec
 
 EPILOG = """\b
 Examples:
@@ -21,6 +21,8 @@ Examples:
   undiffuse sample digits --label 3 --guidance 2 --steps 20
   undiffuse sample digits --guidance 3 --guidance-interval 0.3,3 --solver ddim --solver-option eta=1
   undiffuse sample runs/text --prefix "The river "
+  undiffuse sample runs/captioned --cond caption="a red square" --guidance 3
+  undiffuse sample runs/videos --format mp4
 """
 
 
@@ -33,13 +35,18 @@ def sample(
         list[str] | None,
         typer.Option(
             help="Class by name or number; several (3,4 or repeated) take turns, none is unconditional; default: each "
-            "class in turn (Model.sample in Python: unconditional).",
+            "class in turn, of several labels each combination (Model.sample in Python: unconditional).",
             show_default=False,
         ),
     ] = None,
     cond: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A condition: label=3, or a vector: pose=0.1,0.2.", show_default=False),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A condition: caption='a red square', a label: colour=red, a vector: pose=0.1,0.2, a map or an "
+            "embedding: depth=FILE; repeated, values of one name take turns.",
+            show_default=False,
+        ),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
@@ -66,79 +73,69 @@ def sample(
         str | None, typer.Option(help="Spacing of the steps: logsnr, t, karras, ...", show_default=False)
     ] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every sample begins with.", show_default=False)] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Images: height and width in pixels, such as 96x64.", show_default=False),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Videos: gif (default), mp4, or png for strips of frames.", show_default=False)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 256,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, float64 or bfloat16.")] = "float32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: slow to start, then faster; for many samples.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Draw samples: pictures as PNG files and a grid of them, texts as .txt, all else as .npy.
+    """Draw samples: pictures as PNG files and a grid of them, texts as .txt, all else as .npy; videos also as GIF or
+    MP4, volumes as .nii.gz and slices, signals as .wav and plots.
 
     A model with classes draws each in turn unless --label says otherwise; --label none draws without a class.
     """
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
-    from undiffuse.cli.saving import save_samples
+    from undiffuse.cli.saving import check_format, save_samples
+    from undiffuse.models.parallel import idle_processes, sample_split
+    from undiffuse.models.processes import Processes
 
     output = Output(json)
     weights = weight_dtype(dtype)
-    found = find_model(model, device, weights)
-    conditions = read_conditions(label or [], cond or [], n, found.model.spec)
-    settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix} | read_more(
-        guidance_interval, guidance_rescale, solver_option or []
-    )
+    processes = Processes.join()
+    with processes.agree():
+        found = find_model(model, device, weights)
+        check_format(format, found.model.spec)
+        if compile:
+            found.model.compile()
+        conditions = read_conditions(label or [], cond or [], n, found.model.spec)
+        settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix} | read_more(
+            guidance_interval, guidance_rescale, solver_option or []
+        )
+        settings |= {"size": read_size(size)} if size else {}
+        loaded = load_conditions(conditions, found.model.state_spec_at(settings.get("size")))
     with output.progress() as listener:
-        result = found.model.sample_result(
+        result = sample_split(
+            found.model,
             n,
+            processes=processes,
             seed=seed,
-            cond=conditions,
+            cond=loaded,
             dtype=state_dtype(weights),
             batch_size=batch_size,
             listener=listener,
             **settings,
         )
-    settings |= {"dtype": None if dtype == "float32" else dtype}
+    if not processes.is_main:
+        return
+    settings |= {"dtype": None if dtype == "float32" else dtype, "compile": compile or None}
     made_by = _made_by(found, n, seed, conditions, settings, result.nfe)
     folder = out if out is not None else found.home / folder_name(seed, label or [], cond or [], settings)
-    saved = save_samples(found.model.spec.from_model(result.x), found.model.spec, folder, made_by)
+    saved = save_samples(result.x, found.model.spec, folder, made_by, format)
     labels = ", each class in turn" if conditions and not (label or cond) else ""
     output.say(f"{n} samples{labels}, {result.nfe} network evaluations each")
+    if idle := idle_processes(n, batch_size, processes):
+        output.warn(f"{idle} of {processes.size} processes had no batch to compute; a smaller --batch-size has more.")
     output.finish(f"The result is {saved.main}", made_by | {"folder": folder, "files": saved.files, "main": saved.main})
-
-
-def read_conditions(labels: list[str], conds: list[str], n: int, spec: DataSpec) -> dict[str, Any] | None:
-    """Return the conditions that `--label` and `--cond` ask for; labels take turns over the `n` samples.
-
-    Raises:
-        ValueError: A condition is not of the form NAME=VALUE, or a vector holds something else than numbers.
-    """
-    found: dict[str, Any] = {}
-    for text in [f"label={label}" for label in labels] + conds:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise ValueError(f"--cond {text!r} says nothing; write NAME=VALUE, for example label=3.")
-        if name == "label":
-            found.setdefault(name, []).extend(_class(part, spec) for part in value.split(",") if part)
-        else:
-            found[name] = _numbers(name, value)
-    if found.get("label") == ["none"] and "none" not in spec.classes:
-        del found["label"]
-    elif not found and spec.classes:
-        found["label"] = list(range(len(spec.classes)))
-    if "label" in found:
-        found["label"] = [found["label"][i % len(found["label"])] for i in range(n)]
-    return found or None
-
-
-def _class(text: str, spec: DataSpec) -> str | int:
-    """Names of classes go before their numbers: the digits' class "3" is number 3 anyway."""
-    return int(text) if text not in spec.classes and text.lstrip("-").isdecimal() else text
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--cond {name}={text} holds something else than numbers; write {name}=0.1,0.2.") from None
 
 
 def read_more(interval: str | None, rescale: float | None, options: list[str]) -> dict[str, Any]:
@@ -153,6 +150,18 @@ def read_more(interval: str | None, rescale: float | None, options: list[str]) -
     if options:
         found["solver_options"] = dict(map(_solver_option, options))
     return found
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Return height and width from "96x64".
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--size {text!r} is not a height and a width; write HxW, such as 96x64.")
+    return int(parts[0]), int(parts[1])
 
 
 def _interval(text: str) -> tuple[float, float]:
@@ -220,6 +229,7 @@ def folder_name(seed: int, labels: list[str], conds: list[str], settings: dict[s
     from undiffuse.cli.places import safe_name
 
     numbers = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
+    numbers |= {"size": "x".join(map(str, settings["size"]))} if settings.get("size") else {}
     asked = [f"{key}{value}" for key, value in numbers.items() if value is not None]
     words = [f"seed{seed}", *(f"label{label}" for label in labels), *conds, *asked]
     return "-".join(["samples", *map(safe_name, words)])[:120]

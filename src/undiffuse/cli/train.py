@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Recipes, chosen by the look of the data unless named:
-  digits    class-conditional U-Net on 1797 real digits (built in)
-  image     pictures from a folder or .zip; class folders become labels
-  vector    points and feature vectors: .npy, .npz, .csv
-  text      characters or bytes of a text file, by masked diffusion
+  digits        class-conditional U-Net on 1797 real digits (built in)
+  cifar10       natural images of 32 x 32 pixels, for an accelerator (named only)
+  image         pictures from a folder or .zip; class folders become labels
+  latent        the same on the latents of an autoencoder (named only)
+  video         clips from a folder of GIFs, movies or frames
+  video-digits  the digits, moving (built in)
+  signals       windows of sound or other signals: a folder of .wav
+  vector        points and feature vectors: .npy, .npz, .csv
+  text          characters or bytes of a text file, by masked diffusion
+  table         a .csv table of categories, by masked diffusion
 
 \b
 The most used keys (undiffuse train --keys lists all):
@@ -77,7 +83,7 @@ def train(
 ) -> None:
     """Train a model on DATA, or by a RECIPE that names its data. Without a recipe the data choose one.
 
-    The data must fit in memory (data.limit reads a part of them).
+    Pictures, tables of pictures and shards that do not fit in memory are read while training.
 
     The folder (default runs/NAME) holds the model, its recipe, log, previews, checkpoints and report.html.
     """
@@ -157,8 +163,11 @@ def _train(output: Output, target: Target) -> Run:
 
 
 def _finish(output: Output, run: Run, target: Target) -> None:
+    from undiffuse.models.world import speaks
     from undiffuse.report import run_report
 
+    if not speaks():
+        return
     report = run_report(run.folder, command=_command(run, target))
     output.say(f"The report is {report}. Draw samples with: undiffuse sample {shlex.quote(str(run.folder))} -n 64")
     output.finish(f"The model is in {run.folder}", _result(run, report))

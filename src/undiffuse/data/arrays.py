@@ -13,13 +13,15 @@ numbers the first of 0..1, -1..1, 0..255 (if they pass 127) that holds them, els
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 
-from undiffuse.data.dataset import TensorDataset
+from undiffuse.data.columns import read_conditions, with_conditions
+from undiffuse.data.dataset import Problem, TensorDataset
 from undiffuse.data.labels import number_labels
 from undiffuse.data.memory import require_memory
 from undiffuse.data.options import DataOptions
@@ -32,6 +34,7 @@ _FEW = 4  # the most channels an axis is taken to hold
 _AXES = {"vector": 1, "signal": 2, "image": 3, "video": 4, "volume": 4}
 _READERS = {".npy": read_npy, ".npz": read_npz, ".csv": read_csv, ".tsv": read_csv}
 ARRAY_SUFFIXES = frozenset(_READERS)
+TABLE_SUFFIXES = frozenset((".csv", ".tsv"))
 
 
 def open_array(path: Path, options: DataOptions, spec: DataSpec | None = None) -> TensorDataset:
@@ -41,7 +44,9 @@ def open_array(path: Path, options: DataOptions, spec: DataSpec | None = None) -
         DataError: Damaged or empty file, objects or text instead of numbers, NaN or infinity, a shape that has no
             reading or does not fit the model, unknown classes, or too large for the memory.
     """
-    options.refuse_others("arrays", ("layout", "key", "label", "flip"))
+    options.refuse_others("arrays", ("layout", "key", "label", "flip", "cond", "caption_length", "encoder"))
+    if spec is not None and options.cond == "auto":
+        options = replace(options, cond=",".join(_columns_of(spec)) or "auto")
     return open_table(_READERS[path.suffix.lower()](path, options), options, str(path), spec)
 
 
@@ -59,7 +64,40 @@ def open_table(table: Table, options: DataOptions, where: str, spec: DataSpec | 
     values = _as_items(table, options, spec, where)
     kind = _kind(table.values.shape, options.layout, where) if spec is None else spec.kind
     bounds = (0.0, 65535.0) if table.values.dtype == np.uint16 else None
-    return make_array_dataset(values, kind, where, table.labels, spec, bounds=bounds, flip=options.flip)
+    dataset = make_array_dataset(values, kind, where, table.labels, spec, bounds=bounds, flip=options.flip)
+    return _conditioned(dataset, table, options, where, spec) if table.beside else dataset
+
+
+def _columns_of(spec: DataSpec) -> list[str]:
+    """Return the conditions of a model that columns can hold."""
+    held = {name for name, part in spec.cond.items() if part.kind in ("text", "vector", "label") or part.encoder}
+    return [name for name in spec.cond if name in held and name != "augment"]
+
+
+def _conditioned(
+    dataset: TensorDataset, table: Table, options: DataOptions, where: str, spec: DataSpec | None
+) -> TensorDataset:
+    """Add the conditions of a table's other columns; rows that lack a value are left out."""
+    found = read_conditions(
+        table.beside, options if table.labels is None else replace(options, label=None), where, spec, table.classes
+    )
+    lacking = found.lacking
+    if lacking and (len(lacking) > options.max_bad * len(dataset.data) or len(lacking) == len(dataset.data)):
+        first = min(lacking)
+        raise DataError(
+            f"{where}: {len(lacking)} of {len(dataset.data)} rows lack a value, more than data.max_bad="
+            f"{options.max_bad:g} allows; first row {first} (counted from 0): {lacking[first]}. Fill or remove them."
+        )
+    good = [row for row in range(len(dataset.data)) if row not in lacking]
+    return replace(
+        dataset,
+        spec=spec or with_conditions(dataset.spec, found),
+        labels=found.labels if dataset.labels is None else dataset.labels,
+        cond=found.cond,
+        rows=torch.tensor(good) if lacking else None,
+        problems=tuple(Problem(f"row {row}", reason) for row, reason in sorted(lacking.items())),
+        notes=(*dataset.notes, *found.notes),
+    )
 
 
 def make_array_dataset(
@@ -92,7 +130,8 @@ def _limited(table: Table, limit: int | None) -> Table:
         return table
     rows = permutation(0, 0, len(table.values))[:limit].sort().values.numpy()
     labels = None if table.labels is None else [table.labels[row] for row in rows]
-    return Table(table.values[rows], labels, table.columns)
+    beside = {name: [column[row] for row in rows] for name, column in table.beside.items()}
+    return Table(table.values[rows], labels, table.columns, beside, table.classes)
 
 
 def _as_items(table: Table, options: DataOptions, spec: DataSpec | None, where: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Data that need no file of the user's: real digits, two point sets, a few pages of prose."""
+"""Data that need no file of the user's: real digits, also moving, point sets, signals, a few pages of prose."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 from undiffuse.data.arrays import make_array_dataset
 from undiffuse.data.dataset import TensorDataset
 from undiffuse.data.options import DataOptions
+from undiffuse.data.synthetic import limited, load_digits, open_moving_digits, open_waves
 from undiffuse.data.text import TextDataset, open_text
-from undiffuse.errors import DataError
-from undiffuse.noise import permutation
 from undiffuse.spec import DataSpec
 
 _POINTS = 20_000
@@ -47,21 +46,14 @@ def moons(count: int, rng: np.random.Generator, noise: float = 0.05) -> np.ndarr
 
 
 def _open_digits(options: DataOptions, spec: DataSpec | None) -> TensorDataset:
-    """Return 1797 scanned digits (1, 8, 8) of 0..16 (Alpaydin and Kaynak 1998, UCI), as scikit-learn ships them."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "the digits come with scikit-learn, which is not installed; pip install scikit-learn."
-        ) from error
+    """Return 1797 scanned digits (1, 8, 8) of 0..16."""
     options.refuse_others("the digits", ("flip",))
-    loaded = load_digits()
-    rows = np.arange(len(loaded.target))
-    if options.limit is not None:
-        rows = permutation(0, 0, len(rows))[: options.limit].sort().values.numpy()
-    images = loaded.images[rows, None].astype(np.uint8)
-    labels = [str(label) for label in loaded.target[rows]]
-    digits = make_array_dataset(images, "image", "digits", labels, spec, bounds=(0.0, 16.0), flip=options.flip)
+    images, labels = load_digits()
+    rows = limited(len(images), options)
+    chosen = [labels[row] for row in rows]
+    digits = make_array_dataset(
+        images[rows, None], "image", "digits", chosen, spec, bounds=(0.0, 16.0), flip=options.flip
+    )
     return digits if options.limit else replace(digits, default_holdout=float(_DIGITS_HELD_OUT))
 
 
@@ -85,4 +77,6 @@ EMBEDDED: dict[str, Callable[[DataOptions, DataSpec | None], TensorDataset | Tex
     "moons": _points("moons", moons),
     "mixture3": _points("mixture3", mixture3),
     "prose": _open_prose,
+    "video-digits": open_moving_digits,
+    "waves": open_waves,
 }

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from undiffuse.data.dataset import Dataset, TensorDataset
+from undiffuse.data.dataset import Dataset, IndexedDataset
+from undiffuse.data.streams import StreamDataset
 from undiffuse.data.text import TextDataset
 from undiffuse.errors import DataError
 from undiffuse.noise import permutation
@@ -17,7 +18,7 @@ def split(dataset: Dataset, holdout: float | None = None, seed: int = 0) -> tupl
     """Return (training part, held-out part).
 
     Items of a class are drawn in a keyed order, each class in proportion to its size; mirror images stay out of the
-    held-out part. Text is cut once: its end is held out, in windows that do not overlap.
+    held-out part. Text is cut once: its end is held out, in windows that do not overlap. Of a stream the first items.
 
     Args:
         dataset: What `open_data` returned.
@@ -32,7 +33,9 @@ def split(dataset: Dataset, holdout: float | None = None, seed: int = 0) -> tupl
     holdout = dataset.default_holdout if holdout is None else holdout
     if isinstance(dataset, TextDataset):
         return dataset.cut(_part(len(dataset.tokens), holdout))
-    if not isinstance(dataset, TensorDataset):
+    if isinstance(dataset, StreamDataset):
+        return dataset.cut(holdout)
+    if not isinstance(dataset, IndexedDataset):
         raise TypeError(f"cannot split a {type(dataset).__name__}; expected a data set made by open_data.")
     chosen = _choose(dataset, _part(dataset.count, holdout), seed)
     positions = torch.arange(dataset.count)
@@ -51,7 +54,7 @@ def _part(count: int, holdout: float) -> int:
     return part
 
 
-def _choose(dataset: TensorDataset, part: int, seed: int) -> Tensor:
+def _choose(dataset: IndexedDataset, part: int, seed: int) -> Tensor:
     """Return which items are held out, bool (N,)."""
     labels = dataset.class_labels()
     labels = torch.zeros(dataset.count, dtype=torch.int64) if labels is None else labels.cpu()

@@ -1,14 +1,14 @@
-"""Finding the pictures in a folder or a zip archive, and the classes that their folders name."""
+"""Finding pictures in a folder or a zip archive, the classes that their folders name, and what lies beside them."""
 
 from __future__ import annotations
 
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from undiffuse.errors import DataError
 from undiffuse.images.read import PICTURE_SUFFIXES, UnreadablePicture
@@ -26,12 +26,22 @@ class Listing:
         names: Paths inside of `where` with forward slashes, sorted.
         others: Files passed over because their suffix is not that of a picture; hidden files are not counted.
         open: Opens a name.
+        columns: Values beside the pictures by name of the column, one for each of `names`.
+        classes: Names of the classes of columns that hold class numbers.
+        partner: Opens the other picture of a pair.
+        notes: Lines of the summary.
+        folders: Names of the folders right below `where`, with or without pictures; of a folder only.
     """
 
     where: str
     names: tuple[str, ...]
     others: tuple[str, ...]
     open: Callable[[str], BinaryIO]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    partner: Callable[[str], BinaryIO] | None = None
+    notes: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 def list_folder(folder: Path) -> Listing:
@@ -41,7 +51,8 @@ def list_folder(folder: Path) -> Listing:
         DataError: No pictures there, or a folder that may not be entered.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
-    return _listing(f"the folder {folder}", names, lambda name: open(folder / name, "rb"))
+    found = _listing(f"the folder {folder}", names, lambda name: (folder / name).open("rb"))
+    return replace(found, folders=tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())))
 
 
 def list_zip(path: Path) -> Listing:

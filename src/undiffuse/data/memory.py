@@ -20,10 +20,16 @@ def free_bytes() -> int | None:
     return min(known, default=None)
 
 
+def fits_memory(needed: int) -> bool:
+    """Whether `needed` bytes of data fit into what is free (or the system does not say what is)."""
+    free = free_bytes()
+    return free is None or needed <= _USABLE * free
+
+
 def require_memory(needed: int, what: str, remedy: str) -> None:
     """Raise `DataError` with figures and `remedy` if `needed` bytes for `what` exceed what is free."""
     free = free_bytes()
-    if free is not None and needed > _USABLE * free:
+    if free is not None and not fits_memory(needed):
         raise DataError(
             f"{what} needs about {human_bytes(needed)} of memory, but of {human_bytes(free)} free only {_USABLE:.0%} "
             f"may be used for data; {remedy}."

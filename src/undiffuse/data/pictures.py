@@ -1,96 +1,140 @@
-"""Picture files to one tensor: look at all headers, choose a size, check the memory, decode."""
+"""Picture files to a data set: look at all headers, choose a size, read what lies beside them, check the memory."""
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from undiffuse.data.dataset import Problem, TensorDataset, some_problems
+from undiffuse.data.columns import Conditions, read_conditions, with_conditions
+from undiffuse.data.dataset import IndexedDataset, Problem, TensorDataset, refuse_bad
 from undiffuse.data.labels import number_labels
+from undiffuse.data.lazy import LazyDataset, Reader
 from undiffuse.data.listing import Listing, folder_classes
-from undiffuse.data.memory import require_memory
 from undiffuse.data.options import DataOptions
-from undiffuse.errors import DataError
-from undiffuse.images.fit import Resize, enlargement, fit
-from undiffuse.images.read import (
-    Channels,
-    Header,
-    UnreadablePicture,
-    load_picture,
-    read_header,
-    to_array,
-    without_bomb_warnings,
+from undiffuse.data.pairs import SOURCE, with_pairs
+from undiffuse.data.picture_source import (
+    CHANNELS,
+    PictureSource,
+    Target,
+    attempt,
+    decode_all,
+    stays_on_disk,
+    workers_for,
 )
+from undiffuse.data.sidecars import with_columns
+from undiffuse.errors import DataError
+from undiffuse.images.fit import enlargement
+from undiffuse.images.read import Header, read_header, without_bomb_warnings
 from undiffuse.noise import permutation
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 
 _LARGEST_AUTO_SIDE = 64  # pixels; larger pictures want a decision about time and memory: data.size
-_CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
-_COUNTS: dict[Channels, int] = {name: count for count, name in _CHANNELS.items()}
-_SMALL_PICTURE = 128 * 128  # pixels; decoding smaller ones is mostly Python, which threads only slow down
-_CHUNK = 16  # pictures per task of the pool
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What every picture is brought to."""
-
-    height: int
-    width: int
-    channels: Channels
-    resize: Resize
-    dtype: type
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return _COUNTS[self.channels], self.height, self.width
+_BUCKETS = ("buckets", "bucket_step")
+_CAPTIONS = ("caption_length", "encoder")
+_OPTIONS = ("size", "channels", "resize", "flip", "label", "cond", *_CAPTIONS, "pair", "lazy", *_BUCKETS)
 
 
 @without_bomb_warnings()
-def open_pictures(listing: Listing, options: DataOptions, spec: DataSpec | None = None) -> TensorDataset:
+def open_pictures(listing: Listing, options: DataOptions, spec: DataSpec | None = None) -> IndexedDataset:
     """Decode the pictures of a folder, archive or file into memory, as uint8 (float32 where some have 16 bits).
+
+    Pictures that do not fit there stay where they are and are decoded while training (`data.lazy`).
 
     Args:
         listing: Where they are.
-        options: Size, channels, resize policy, limits.
+        options: Size, channels, resize policy, limits, conditions.
         spec: Units of a model: pictures are brought to its shape and its classes, whatever the options say.
 
     Raises:
-        DataError: Too many files are unreadable, they do not fit into memory, or not the model.
+        DataError: Too many files are unreadable, they do not fit into memory though `data.lazy=false` says they must,
+            or not the model.
     """
-    options.refuse_others("pictures", ("size", "channels", "resize", "flip"))
+    options.refuse_others("pictures", _OPTIONS)
+    listing = _with_companions(listing, options)
     names = _limited(listing.names, options.limit)
-    headers, unread = _attempt(lambda name: _header(listing, name), names)
-    _refuse_bad(unread, len(names), options.max_bad, listing.where)
+    headers, unread = attempt(lambda name: _headers(listing, name), names)
+    refuse_bad(unread, len(names), options.max_bad, listing.where)
     names = [name for name in names if name in headers]
-    target = _choose_target(list(headers.values()), options, spec, listing.where)
-    _check_memory(list(headers.values()), target)
-    pixels, broken = _decode_all(listing, names, target, _workers(headers.values()))
-    problems = tuple(Problem(path, reason) for path, reason in sorted({**unread, **broken}.items()))
-    _refuse_bad({p.path: p.reason for p in problems}, len(names) + len(unread), options.max_bad, listing.where)
-    classes = folder_classes(names, spec.classes if spec else ())
-    labels, class_names = _labels(classes, listing.where, spec)
-    stored = DataSpec(kind="image", shape=target.shape, range=(0.0, 255.0), classes=class_names)
-    rows = [row for row, name in enumerate(names) if name not in broken]
-    return TensorDataset(
-        data=torch.from_numpy(pixels),
-        spec=spec or stored,
-        stored=stored,
-        labels=labels,
-        rows=torch.tensor(rows) if broken else None,
-        mirror=options.flip,
-        problems=problems,
-        notes=_notes(listing, headers, target, options, spec, classes),
-    )
+    firsts = {name: pair[0] for name, pair in headers.items()}
+    everything = [header for pair in headers.values() for header in pair]
+    found = _conditions(listing, names, options, spec)
+    target = _choose_target(list(firsts.values()), options, spec, listing.where)
+    if options.buckets and spec is None:
+        from undiffuse.data.picture_buckets import open_buckets
+
+        kept = (*_colour_notes(list(firsts.values()), target), *_file_notes(listing, names, None), *found.notes)
+        return open_buckets(listing, firsts, unread, found, target, options, kept)
+    source = PictureSource(listing, names, target, _given_target(headers, target, options, spec))
+    notes = (*_notes(listing, firsts, target, options, spec), *found.notes)
+    return _assemble(source, everything, {**unread}, found, options, spec, notes)
+
+
+def _assemble(
+    source: PictureSource,
+    headers: Sequence[Header],
+    unread: dict[str, str],
+    found: Conditions,
+    options: DataOptions,
+    spec: DataSpec | None,
+    notes: tuple[str, ...],
+) -> IndexedDataset:
+    """Decode what fits into memory; leave the rest on disk."""
+    names, where = source.names, source.listing.where
+    lacking = {names[row]: reason for row, reason in found.lacking.items()}
+    lazy = stays_on_disk(source, headers, options.lazy)
+    parts: dict[str, np.ndarray] = {}
+    broken: dict[str, str] = {}
+    if not lazy:
+        parts, broken = decode_all(source, workers_for(headers))
+    bad = {**unread, **lacking, **broken}
+    refuse_bad(bad, len(names) + len(unread), options.max_bad, where)
+    good = [row for row, name in enumerate(names) if name not in bad]
+    stored = DataSpec(kind="image", shape=source.target.shape, range=(0.0, 255.0))
+    common: dict[str, Any] = {
+        "spec": spec or _with_source(with_conditions(stored, found), source.given),
+        "stored": stored,
+        "labels": found.labels,
+        "cond": found.cond,
+        "rows": torch.tensor(good) if len(good) < len(names) else None,
+        "mirror": options.flip,
+        "problems": tuple(Problem(path, reason) for path, reason in sorted(bad.items())),
+        "notes": notes,
+    }
+    if lazy:
+        return LazyDataset(reader=Reader(source), max_bad=options.max_bad, **common)
+    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+    return TensorDataset(data=tensors.pop("x"), maps=tensors, **common)
+
+
+def _with_companions(listing: Listing, options: DataOptions) -> Listing:
+    """Return a listing with the pictures that pair, and with the columns of the files beside them."""
+    listing = with_pairs(listing, options.pair)
+    return listing if options.cond == "none" and options.label is None else with_columns(listing)
+
+
+def _conditions(listing: Listing, names: Sequence[str], options: DataOptions, spec: DataSpec | None) -> Conditions:
+    """Return the conditions of the pictures: those of columns, and the class that a folder names."""
+    place = {name: row for row, name in enumerate(listing.names)}
+    columns = {key: [values[place[name]] for name in names] for key, values in listing.columns.items()}
+    found = read_conditions(columns, options, listing.where, spec, listing.classes)
+    folders = folder_classes(names, spec.classes if spec else ())
+    if found.labels is not None or folders is None or listing.partner is not None:
+        return found
+    if spec is not None and not spec.classes:
+        return replace(found, notes=(*found.notes, "the model has no classes; the folders' names were not used"))
+    labels, classes = number_labels(folders, listing.where, spec.classes if spec else ())
+    return replace(found, labels=labels, classes=classes)
+
+
+def _with_source(spec: DataSpec, given: Target | None) -> DataSpec:
+    if given is None:
+        return spec
+    return replace(spec, cond={**spec.cond, SOURCE: ConditionSpec(kind="map", width=given.shape[0])})
 
 
 def _limited(names: Sequence[str], limit: int | None) -> list[str]:
@@ -99,47 +143,47 @@ def _limited(names: Sequence[str], limit: int | None) -> list[str]:
     return [names[i] for i in permutation(0, 0, len(names))[:limit].sort().values.tolist()]
 
 
-def _header(listing: Listing, name: str) -> Header:
-    with listing.open(name) as file:
+def _headers(listing: Listing, name: str) -> tuple[Header, ...]:
+    """Return the header of a picture, and of the one given with it."""
+    openers = [listing.open] if listing.partner is None else [listing.open, listing.partner]
+    return tuple(_header(opener, name) for opener in openers)
+
+
+def _header(opener: Callable[[str], BinaryIO], name: str) -> Header:
+    with opener(name) as file:
         return read_header(file, name)
 
 
-def _attempt(read: Callable[[str], Answer], names: Iterable[str]) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Return answers by name, and by name the reasons why there is none."""
-    answers, reasons = {}, {}
-    for name in names:
-        try:
-            answers[name] = read(name)
-        except UnreadablePicture as error:
-            reasons[name] = error.reason
-        except OSError as error:
-            reasons[name] = (error.strerror or str(error)).lower()
-    return answers, reasons
-
-
-def _refuse_bad(bad: dict[str, str], total: int, most: float, where: str) -> None:
-    if bad and (len(bad) > most * total or len(bad) == total):
-        listed = some_problems([Problem(path, reason) for path, reason in bad.items()])
-        raise DataError(
-            f"{len(bad)} of {total} picture file(s) in {where} cannot be read, more than data.max_bad={most:g} allows: "
-            f"{listed}. Remove or mend them, or raise data.max_bad."
-        )
-
-
-def _choose_target(headers: Sequence[Header], options: DataOptions, spec: DataSpec | None, where: str) -> _Target:
+def _choose_target(headers: Sequence[Header], options: DataOptions, spec: DataSpec | None, where: str) -> Target:
     dtype = np.float32 if any(header.deep for header in headers) else np.uint8
     if spec is not None:
-        if spec.kind != "image" or spec.channels not in _CHANNELS or spec.range is None:
+        if spec.kind != "image" or spec.channels not in CHANNELS or spec.range is None:
             raise DataError(
                 f"{where} holds pictures but the model was trained on {spec.kind} data of shape {spec.shape}; "
                 "give data of that kind."
             )
-        return _Target(spec.shape[1], spec.shape[2], _CHANNELS[spec.channels], options.resize, dtype)
+        return Target(spec.shape[1], spec.shape[2], CHANNELS[spec.channels], options.resize, dtype)
     channels = options.channels
     if channels == "auto":
         channels = "rgb" if any(header.colour for header in headers) else "grey"
     height, width = (options.size, options.size) if options.size else _auto_size(headers)
-    return _Target(height, width, channels, options.resize, dtype)
+    return Target(height, width, channels, options.resize, dtype)
+
+
+def _given_target(
+    headers: dict[str, tuple[Header, ...]], target: Target, options: DataOptions, spec: DataSpec | None
+) -> Target | None:
+    """Return what the given pictures of pairs are brought to: the same size, in channels of their own."""
+    given = [pair[1] for pair in headers.values() if len(pair) > 1]
+    if not given or (spec is not None and SOURCE not in spec.cond):
+        return None
+    channels = options.channels
+    if spec is not None:
+        channels = CHANNELS[spec.cond[SOURCE].width]
+    elif channels == "auto":
+        channels = "rgb" if any(header.colour for header in given) else "grey"
+    deep = target.dtype == np.float32 or any(header.deep for header in given)
+    return replace(target, channels=channels, dtype=np.float32 if deep else np.uint8)
 
 
 def _auto_size(headers: Sequence[Header]) -> tuple[int, int]:
@@ -151,69 +195,36 @@ def _auto_size(headers: Sequence[Header]) -> tuple[int, int]:
     return side, side
 
 
-def _check_memory(headers: Sequence[Header], target: _Target) -> None:
-    kept = len(headers) * int(np.prod(target.shape)) * np.dtype(target.dtype).itemsize
-    decoding = _workers(headers) * max(h.height * h.width for h in headers) * 8  # RGBA, and its copy
-    require_memory(
-        kept + decoding,
-        f"decoding {len(headers)} picture(s) to {target.height} x {target.width} pixels",
-        "choose a smaller data.size, or set data.limit",
-    )
+def stream_target(
+    headers: Sequence[Header], options: DataOptions, spec: DataSpec | None, where: str
+) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) that pictures like these are brought to.
 
-
-def _workers(headers: Iterable[Header]) -> int:
-    large = any(header.height * header.width > _SMALL_PICTURE for header in headers)
-    return min(8, os.cpu_count() or 1) if large else 1
-
-
-def _decode_all(
-    listing: Listing, names: Sequence[str], target: _Target, workers: int
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Return pixels (N, C, H, W) and the reasons of those that could not be decoded, whose rows stay undefined."""
-    pixels: np.ndarray = np.zeros((len(names), *target.shape), dtype=target.dtype)
-
-    def decode(row: int) -> None:
-        with listing.open(names[row]) as file:
-            picture = load_picture(file, names[row], target.channels, side=max(target.height, target.width))
-        small = fit(picture, target.height, target.width, target.resize)
-        pixels[row] = to_array(small, target.channels).transpose(2, 0, 1)
-
-    def decode_chunk(start: int) -> dict[str, str]:
-        rows = {names[row]: row for row in range(start, min(start + _CHUNK, len(names)))}
-        return _attempt(lambda name: decode(rows[name]), rows)[1]
-
-    reasons: dict[str, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for chunk in pool.map(decode_chunk, range(0, len(names), _CHUNK)):
-            reasons.update(chunk)
-    return pixels, reasons
-
-
-def _labels(
-    classes: Sequence[str] | None, where: str, spec: DataSpec | None
-) -> tuple[torch.Tensor | None, tuple[str, ...]]:
-    if classes is None or (spec is not None and not spec.classes):
-        return None, ()
-    return number_labels(classes, where, spec.classes if spec else ())
+    Raises:
+        DataError: There are none, or the model takes other data.
+    """
+    if not headers:
+        raise DataError(f"{where} holds no readable pictures.")
+    return _choose_target(headers, options, spec, where).shape
 
 
 def _notes(
     listing: Listing,
     headers: dict[str, Header],
-    target: _Target,
+    target: Target,
     options: DataOptions,
     spec: DataSpec | None,
-    classes: Sequence[str] | None,
 ) -> tuple[str, ...]:
     return (
+        *listing.notes,
         *_size_notes(list(headers.values()), target, options, spec),
         *_colour_notes(list(headers.values()), target),
-        *_file_notes(listing, list(headers), classes, spec),
+        *_file_notes(listing, list(headers), spec),
     )
 
 
 def _size_notes(
-    headers: Sequence[Header], target: _Target, options: DataOptions, spec: DataSpec | None
+    headers: Sequence[Header], target: Target, options: DataOptions, spec: DataSpec | None
 ) -> Iterator[str]:
     sizes = {(h.height, h.width) for h in headers}
     if sizes == {(target.height, target.width)}:
@@ -229,7 +240,7 @@ def _size_notes(
         yield f"warning: {enlarged} picture(s) are smaller than that and were enlarged"
 
 
-def _colour_notes(headers: Sequence[Header], target: _Target) -> Iterator[str]:
+def _colour_notes(headers: Sequence[Header], target: Target) -> Iterator[str]:
     see_through = sum(header.alpha for header in headers)
     if see_through and target.channels != "rgba":
         yield f"{see_through} picture(s) with transparency were laid over white; data.channels=rgba keeps it"
@@ -241,13 +252,12 @@ def _colour_notes(headers: Sequence[Header], target: _Target) -> Iterator[str]:
         yield f"{reduced} colour picture(s) of 16 bits per channel were read with 8"
 
 
-def _file_notes(
-    listing: Listing, names: Sequence[str], classes: Sequence[str] | None, spec: DataSpec | None
-) -> Iterator[str]:
+def _file_notes(listing: Listing, names: Sequence[str], spec: DataSpec | None) -> Iterator[str]:
     if listing.others:
         shown = ", ".join(listing.others[:5]) + (", ..." if len(listing.others) > 5 else "")
         yield f"{len(listing.others)} other file(s) passed over: {shown}"
-    if classes is None and any("/" in name for name in names) and len({name.split("/")[0] for name in names}) > 1:
+    if any(name.lower().endswith(".gif") for name in names):
+        yield "of .gif files the first frame counts; data.layout=video reads them as video"
+    unlabelled = folder_classes(names, spec.classes if spec else ()) is None and not listing.columns
+    if unlabelled and any("/" in name for name in names) and len({name.split("/")[0] for name in names}) > 1:
         yield "warning: pictures lie both in folders and beside them, so the folders were not taken for classes"
-    if classes is not None and spec is not None and not spec.classes:
-        yield "the model has no classes; the folders' names were not used"

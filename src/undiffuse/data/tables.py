@@ -6,10 +6,12 @@ import csv
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,17 +28,22 @@ _MEMORY_PER_CSV_BYTE = 8  # the text, float64 values of short numbers, and label
 
 @dataclass(frozen=True)
 class Table:
-    """Values (N, ...) of any number type, the class name of each row, and the names of the columns (csv)."""
+    """Values (N, ...) of any number type, the class name of each row, and the names of the columns (csv).
+
+    `beside` holds columns that are no data but may be conditions; `classes` the names of class numbers in them.
+    """
 
     values: np.ndarray
     labels: list[str] | None = None
     columns: tuple[str, ...] = ()
+    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_npy(path: Path, options: DataOptions) -> Table:
     """Read a .npy file without loading it: the array stays on disk until it is used."""
-    if options.key or options.label:
-        raise DataError(f"{path} holds one array without names; data.key and data.label need a .npz file.")
+    if options.key or options.label or options.columns():
+        raise DataError(f"{path} holds one array without names; data.key, data.label and data.cond need a .npz file.")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except _DAMAGE as error:
@@ -53,8 +60,11 @@ def read_npz(path: Path, options: DataOptions) -> Table:
             require_memory(sum(i.file_size for i in archive.infolist()), f"reading {path}", "split the file")
         with np.load(path, allow_pickle=False) as arrays:
             label_key = _label_key(arrays.files, options.label, path)
-            key = _data_key([name for name in arrays.files if name != label_key], options.key, path)
-            return _labelled(arrays[key], arrays[label_key] if label_key else None, path)
+            aside = _aside(arrays.files, options, path)
+            left = [name for name in arrays.files if name != label_key and name not in aside]
+            values = arrays[_data_key(left, options.key, path)]
+            beside = {name: _beside(arrays[name], values, name, path) for name in aside}
+            return replace(_labelled(values, arrays[label_key] if label_key else None, path), beside=beside)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
 
@@ -67,12 +77,23 @@ def read_csv(path: Path, options: DataOptions) -> Table:
     if options.key:
         raise DataError(f"{path} holds one table; data.key={options.key!r} needs a .npz file.")
     require_memory(path.stat().st_size * _MEMORY_PER_CSV_BYTE, f"reading {path}", "split the file")
+    with table_rows(path) as filled:
+        return _parse_rows(filled, path, options)
+
+
+@contextmanager
+def table_rows(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
+    """Open a table separated by commas, semicolons or tabs, and give (line number, cells) of each row that has some.
+
+    Raises:
+        DataError: It is no table of text.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             file.seek(0)
             rows = csv.reader(file, delimiter=max(",;\t", key=head.count))
-            return _parse_rows(((rows.line_num, row) for row in rows if row), path, options)
+            yield ((rows.line_num, row) for row in rows if row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a table of text ({error}); save it as UTF-8 csv.") from error
 
@@ -103,6 +124,21 @@ def _data_key(names: Sequence[str], wanted: str | None, path: Path) -> str:
     return usual[0]
 
 
+def _aside(names: Sequence[str], options: DataOptions, path: Path) -> list[str]:
+    """Return the columns or arrays that `data.cond` names."""
+    aside = list(options.columns() or {})
+    for name in aside:
+        if name not in names:
+            raise DataError(f"{path} has no column {name!r} (data.cond); it holds {', '.join(names) or 'no names'}.")
+    return aside
+
+
+def _beside(found: np.ndarray, values: np.ndarray, name: str, path: Path) -> list[Any]:
+    if found.ndim not in (1, 2) or found.shape[:1] != values.shape[:1]:
+        raise DataError(f"{path} has a condition {name!r} of shape {found.shape}; expected one row for each item.")
+    return found.tolist()
+
+
 def _labelled(values: np.ndarray, labels: np.ndarray | None, path: Path) -> Table:
     if labels is None:
         return Table(values)
@@ -122,21 +158,29 @@ def _parse_rows(filled: Iterator[tuple[int, list[str]]], path: Path, options: Da
     first_line, first = next(filled, (0, []))
     if not first:
         raise DataError(f"{path} is empty; expected rows of numbers.")
-    header = None if all(_is_number(cell) for cell in first) else [cell.strip() for cell in first]
-    label_at = _label_column(header, options.label, path)
-    columns = tuple(name for at, name in enumerate(header or map(str, range(len(first)))) if at != label_at)
+    header = None if all(is_number(cell) for cell in first) else [cell.strip() for cell in first]
+    label_at = label_column(header, options.label, path)
+    aside = {(header or []).index(name): name for name in _aside(header or [], options, path) if name != "label"}
+    dropped = {*aside, *([] if label_at is None else [label_at])}
+    columns = tuple(name for at, name in enumerate(header or map(str, range(len(first)))) if at not in dropped)
     values, labels = array("d"), []
+    beside: dict[str, list[Any]] = {name: [] for name in aside.values()}
     for line, row in filled if header else chain([(first_line, first)], filled):
         if len(row) != len(first):
             raise DataError(
                 f"{path} has {len(row)} cells in line {line} but {len(first)} in the first; mend that line."
             )
         if label_at is not None:
-            labels.append(_class_name(row.pop(label_at), line, path))
+            labels.append(_class_name(row[label_at], line, path))
+        for at, name in aside.items():
+            beside[name].append(row[at])
+        if dropped:
+            row = [cell for at, cell in enumerate(row) if at not in dropped]
         values.extend(_numbers(row, columns, line, path))
     if not columns:
         raise DataError(f"{path} has labels but no columns of numbers.")
-    return Table(np.array(values).reshape(-1, len(columns)), labels if label_at is not None else None, columns)
+    table = np.array(values).reshape(-1, len(columns))
+    return Table(table, labels if label_at is not None else None, columns, beside)
 
 
 def _class_name(cell: str, line: int, path: Path) -> str:
@@ -145,7 +189,8 @@ def _class_name(cell: str, line: int, path: Path) -> str:
     return cell.strip()
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number or nothing."""
     try:
         float(cell.strip() or "nan")
     except ValueError:
@@ -153,7 +198,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _label_column(header: Sequence[str] | None, wanted: str | None, path: Path) -> int | None:
+def label_column(header: Sequence[str] | None, wanted: str | None, path: Path) -> int | None:
+    """Return the place of the column of classes; None where there is none.
+
+    Raises:
+        DataError: There is no column `wanted`.
+    """
     if header is None:
         if wanted is not None:
             raise DataError(f"{path} has no row of column names, so data.label={wanted!r} cannot be found; add one.")
@@ -169,7 +219,7 @@ def _numbers(row: list[str], columns: Sequence[str], line: int, path: Path) -> l
     try:
         return [float(cell) for cell in row]
     except ValueError:
-        wrong = next(((at, cell) for at, cell in enumerate(row) if not _is_number(cell)), None)
+        wrong = next(((at, cell) for at, cell in enumerate(row) if not is_number(cell)), None)
     if wrong is None:
         return [float(cell.strip() or "nan") for cell in row]
     raise DataError(

@@ -129,8 +129,11 @@ def encode_text(text: str, spec: DataSpec, where: str = "the text") -> Tensor:
 
 
 def decode_text(tokens: Tensor, spec: DataSpec, unknown: str = "_") -> str:
-    """Return the text of ids (L,); an id beyond the vocabulary, such as a mask, reads `unknown`."""
+    """Return the text of ids (L,), a table's row as "name=value, ..."; an id beyond the vocabulary reads `unknown`."""
     ids = tokens.tolist()
+    if spec.columns:
+        values = (spec.vocabulary[i] if i < len(spec.vocabulary) else unknown for i in ids)
+        return ", ".join(f"{name}={value}" for name, value in zip(spec.columns, values, strict=True))
     if spec.vocabulary == BYTES:
         mask = unknown.encode()
         return b"".join(bytes([i]) if i < 256 else mask for i in ids).decode(errors="replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -71,6 +72,20 @@ class Denoiser(nn.Module, ABC):
                 f"{type(self).__name__} takes no conditions, but got {sorted({*(cond or {}), *(drop or {})})}."
             )
         return None
+
+    @property
+    def kept_conditions(self) -> frozenset[str]:
+        """Names of the conditions that neither training nor guidance drops; see `DataSpec.kept_conditions`."""
+        return frozenset() if self.spec is None else self.spec.kept_conditions
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether answers depend on the last estimate of x_0, which is then told by `with_estimate`."""
+        return False
+
+    def with_estimate(self, cond: Embedded | None, estimate: Tensor) -> Embedded:
+        """Return what `embed` returned together with the last estimate of x_0 (B, *), model units, for `posterior`."""
+        return replace(cond or Embedded(), estimate=estimate)
 
     def calls(self, t: Time) -> int:
         """Network evaluations per sample that one answer at `t` costs."""
@@ -170,6 +185,15 @@ class Wrapper(Denoiser):
     ) -> Embedded | None:
         """Pass the conditions on."""
         return self.denoiser.embed(cond, batch, drop)
+
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the wrapped denoiser is."""
+        return self.denoiser.self_conditioned
+
+    def with_estimate(self, cond: Embedded | None, estimate: Tensor) -> Embedded:
+        """Pass the estimate on."""
+        return self.denoiser.with_estimate(cond, estimate)
 
     def calls(self, t: Time) -> int:
         """What the wrapped denoiser costs."""

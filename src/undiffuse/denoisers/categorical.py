@@ -73,7 +73,7 @@ class CategoricalDenoiser(Denoiser):
             return self.process.subs(logits, x)
         if logits.shape[-1] != self.process.classes:
             raise ValueError(f"the network gives {logits.shape[-1]} logits per token; expected {self.process.classes}.")
-        return logits
+        return self.process.within_blocks(logits)
 
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)

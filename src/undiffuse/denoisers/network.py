@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
-from undiffuse.process.gaussian import GaussianProcess, Prediction
+from undiffuse.process.gaussian import Affine, GaussianProcess, Prediction, fit, scaled
 from undiffuse.process.times import Time, expand_time
 from undiffuse.spec import DataSpec
 
@@ -61,27 +62,46 @@ class NetworkDenoiser(Denoiser):
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
         """Run the backbone once and read the posterior mean off its prediction."""
-        alpha, sigma = self.process.coefficients(t, x)
-        scale = (sigma**2 + (self.data_std * alpha) ** 2) ** -0.5
+        _, *found = self.process.evaluate(self._key, self._conversion, t)
+        scale, skip, out = (fit(c, x) for c in found)
         dtype = _dtype(self.backbone, x)
-        heads = self.backbone((x * scale).to(dtype), self.noise_level(t, x).to(dtype), cond)
+        if cond is not None and cond.estimate is not None:
+            cond = replace(cond, estimate=(cond.estimate / self.data_std).to(dtype))
+        heads = self.backbone(scaled(scale, x).to(dtype), self.noise_level(t, x).to(dtype), cond)
         heads = dict(heads) if isinstance(heads, dict) else {"out": heads}
         raw = heads.pop("out").to(x.dtype)
-        mean = self.process.mean_from(self.prediction, raw, x, t, self.data_std)
-        return Posterior(mean, raw=raw, extras=heads)
+        return Posterior(Affine(skip, out).mean(x, raw), raw=raw, extras=heads)
 
     def prefetch(self, times: Sequence[float]) -> None:
         """Compute all coefficients of these times."""
-        self.process.prefetch_coefficients(self.prediction, times, self.data_std)
-        self.process.prefetch("noise-level", self._noise_level, times)
+        self.process.prefetch_levels(times)
+        self.process.prefetch(self._key, self._conversion, times)
 
     def noise_level(self, t: Time, x: Tensor) -> Tensor:
         """Return log(sigma / alpha) / 4, clamped at both ends, float64 (B,) or (B, F)."""
-        (level,) = self.process.evaluate("noise-level", self._noise_level, t)
-        return expand_time(level, x)
+        return expand_time(self.process.evaluate(self._key, self._conversion, t)[0], x)
 
-    def _noise_level(self, t: Tensor) -> tuple[Tensor]:
-        return (-0.25 * self.process.schedule.half_logsnr(t).clamp(-_HALF_LOGSNR_LIMIT, _HALF_LOGSNR_LIMIT),)
+    @property
+    def self_conditioned(self) -> bool:
+        """Whether the backbone reads its last estimate of x_0."""
+        return bool(getattr(self.backbone, "self_conditioned", False))
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the backbone has a head "variance", which answers carry under that name in `extras`."""
+        return bool(getattr(self.backbone, "learns_variance", False))
+
+    @property
+    def _key(self) -> tuple[str, Prediction, float]:
+        return "network", self.prediction, self.data_std
+
+    def _conversion(self, t: Tensor) -> tuple[Tensor, ...]:
+        """Noise level, scale of the input, and the rule from output to mean, at float64 times."""
+        alpha, sigma = self.process.schedule.levels(t)
+        half_logsnr = (torch.log(alpha) - torch.log(sigma)).clamp(-_HALF_LOGSNR_LIMIT, _HALF_LOGSNR_LIMIT)
+        scale = (sigma**2 + (self.data_std * alpha) ** 2).rsqrt()
+        rule = self.process.rule(self.prediction, t, self.data_std, (alpha, sigma))
+        return -0.25 * half_logsnr, scale, *rule
 
     def embed(
         self, cond: dict[str, Tensor] | None, batch: int, drop: dict[str, Tensor] | None = None

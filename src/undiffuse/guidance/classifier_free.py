@@ -64,18 +64,26 @@ class ClassifierFreeGuidance(Wrapper):
     ) -> Embedded | None:
         """Embed the condition, and below it the null: 2B rows (B where the scale is 1).
 
+        Conditions whose null is a value like others (`kept_conditions`) are the same in both.
+
         Raises:
-            ValueError: No condition is given, or the denoiser takes none, so there is nothing to guide by.
+            ValueError: No condition that can be left out is given, so there is nothing to guide by.
         """
         conditional = self.denoiser.embed(cond, batch, drop)
         if self._is_neutral:
             return conditional
-        null = self.denoiser.embed(None, batch)
-        if not cond or conditional is None or null is None:
+        kept = {name: rows for name, rows in (cond or {}).items() if name in self.kept_conditions}
+        still = {name: rows for name, rows in (drop or {}).items() if name in kept}
+        null = self.denoiser.embed(kept or None, batch, still or None)
+        if len(kept) == len(cond or {}) or conditional is None or null is None:
             raise ValueError(
                 "guidance needs a condition, such as cond={'label': ...}, and a model trained with one; use scale 1."
             )
         return Embedded.cat([conditional, null])
+
+    def with_estimate(self, cond: Embedded | None, estimate: Tensor) -> Embedded:
+        """Tell both rows of a sample the same estimate: the guided one, for it is where the sample goes."""
+        return self.denoiser.with_estimate(cond, estimate if self._is_neutral else torch.cat([estimate, estimate]))
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
         """Ask once or twice, and combine."""

@@ -9,10 +9,16 @@ from undiffuse._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "MissingReader": "undiffuse.images.movies:MissingReader",
         "UnreadablePicture": "undiffuse.images.read:UnreadablePicture",
+        "curves": "undiffuse.images.views:curves",
+        "film_strips": "undiffuse.images.views:film_strips",
         "image_grid": "undiffuse.images.grid:image_grid",
+        "movie_grid": "undiffuse.images.views:movie_grid",
         "read_image": "undiffuse.images.read:read_image",
         "read_recipe": "undiffuse.images.write:read_recipe",
+        "slices": "undiffuse.images.views:slices",
         "write_image": "undiffuse.images.write:write_image",
+        "write_movie": "undiffuse.images.movies:write_movie",
     },
 )

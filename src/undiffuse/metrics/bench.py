@@ -8,33 +8,16 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from undiffuse.errors import DataError
+from undiffuse.metrics.distances import Matrix
+from undiffuse.metrics.extractors import RealFeatures
+from undiffuse.metrics.features import FeatureExtractor
+from undiffuse.metrics.items import Items
 from undiffuse.metrics.results import Row, Series
 from undiffuse.spec import DataSpec
-
-_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class Items:
-    """Real items.
-
-    Args:
-        x: Items in data units, (N, *shape).
-        labels: Their labels (N,), or None.
-        text: For tokens cut from one text: the whole of it, (T,); else None.
-    """
-
-    x: NDArray[Any]
-    labels: NDArray[np.int64] | None = None
-    text: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +33,9 @@ class Bench:
         elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error.
         n: Number of samples.
         seed: Seed of the subsets and judges.
+        extractor: What to compare images in: a name (see `extractors.make_extractor`) or a feature extractor.
+        cache: Whether features of real items are kept in the cache.
+        device: Where networks that give features run.
     """
 
     spec: DataSpec
@@ -60,6 +46,16 @@ class Bench:
     elbo: Callable[[Tensor], tuple[float, float]] | None = None
     n: int
     seed: int = 0
+    extractor: str | FeatureExtractor = "auto"
+    cache: bool = True
+    device: str = "cpu"
+
+    @cached_property
+    def features(self) -> RealFeatures:
+        """The real items in the eyes of the extractor, which is fitted when a judge first asks."""
+        return RealFeatures.of(
+            self.extractor, self.spec, self.train, self.held_out, seed=self.seed, cache=self.cache, device=self.device
+        )
 
 
 @dataclass
@@ -74,6 +70,11 @@ class Samples:
         """The samples (n, *shape), in data units."""
         return self.bench.draw(self.scale)
 
+    @cached_property
+    def features(self) -> Matrix:
+        """The samples in the eyes of the bench's extractor, (n, D)."""
+        return self.bench.features.extractor.features(self.x)
+
     @property
     def drawn(self) -> bool:
         """Whether anyone has looked."""
@@ -82,10 +83,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Findings:
-    """Rows of figures, and columns to draw: name -> column -> values."""
+    """Rows of figures, columns to draw (name -> column -> values), and warnings for people."""
 
     rows: tuple[Row, ...] = ()
     series: dict[str, Series] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Judge(Protocol):
@@ -94,22 +96,6 @@ class Judge(Protocol):
     def __call__(self, samples: Samples) -> Findings:
         """Judge the samples of one guidance scale."""
         ...
-
-
-def load_items(dataset: Any, *, limit: int, seed: int) -> Items:
-    """Read at most `limit` items of a data set, chosen by `seed`, and convert them to data units."""
-    count = len(dataset)
-    index = np.arange(count) if count <= limit else np.sort(np.random.default_rng(seed).choice(count, limit, False))
-    batches = [dataset.batch(part) for part in torch.from_numpy(index).split(_BATCH)]
-    x = torch.cat([dataset.spec.from_model(batch["x"]) for batch in batches])
-    labels = [batch["cond"]["label"] for batch in batches if "label" in batch.get("cond", {})]
-    text = to_array(dataset.tokens) if dataset.spec.is_discrete and hasattr(dataset, "tokens") else None
-    return Items(to_array(x), torch.cat(labels).cpu().numpy() if labels else None, text)
-
-
-def to_array(x: Tensor) -> NDArray[Any]:
-    """Return a tensor as an array: floats in float64, token ids in int64."""
-    return x.detach().cpu().to(torch.float64 if x.is_floating_point() else torch.int64).numpy()
 
 
 def proportional_labels(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:

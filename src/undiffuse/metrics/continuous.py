@@ -1,4 +1,4 @@
-"""Judges of images, signals and vectors: agreement, Frechet distance, memorisation, energy, sliced Wasserstein.
+"""Judges of images, video, volumes, signals and vectors, and which of them suit which data.
 
 Each is fitted once on real data, then called once per guidance scale.
 """
@@ -11,16 +11,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from undiffuse.metrics.agreement import SupportVectorClassifier, label_agreement
+from undiffuse.metrics.agreement import LabelClassifier, SupportVectorClassifier, label_agreement
 from undiffuse.metrics.bench import Bench, Findings, Judge, Samples
 from undiffuse.metrics.energy import energy_distance, sliced_wasserstein
-from undiffuse.metrics.features import ClassifierFeatures, PCAFeatures
+from undiffuse.metrics.extractors import kind_of
+from undiffuse.metrics.feature_judges import FEATURE_JUDGES, FRECHET
 from undiffuse.metrics.floor import Distance, ratio_to_floor
-from undiffuse.metrics.frechet import frechet_ratio
 from undiffuse.metrics.neighbours import NEAR_DUPLICATE_QUANTILE, memorisation
+from undiffuse.metrics.networks import NetworkFeatures, NetworkJudge
 from undiffuse.metrics.results import Row, Series
 
-AGREEMENT, FRECHET = "label agreement", "Frechet distance / floor"
+AGREEMENT = "label agreement"
 _POINTS_DRAWN = 2000
 
 
@@ -33,13 +34,13 @@ def judge_agreement(bench: Bench) -> Judge:
     train, held_out, wanted = bench.train, bench.held_out, bench.labels
     if train.labels is None or held_out.labels is None or wanted is None:
         raise ValueError("label agreement needs labelled data and a model with labels; leave 'agreement' out.")
-    classifier = SupportVectorClassifier(seed=bench.seed).fit(train.x, train.labels)
+    classifier, described = _label_judge(bench)
     own = label_agreement(classifier, held_out.x, held_out.labels)
 
     def judge(samples: Samples) -> Findings:
         found = label_agreement(classifier, samples.x, wanted)
         note = (
-            f"{found.n} samples; the judge, a support vector machine fitted on {len(train)} real items, is right for "
+            f"{found.n} samples; the judge, {described}, is right for "
             f"{own.share:.4f} ± {own.error:.2g} of {own.n} held-out ones; ± is the binomial error"
         )
         row = Row(name=AGREEMENT, value=found.share, error=found.error, floor=own.share, better="higher", note=note)
@@ -48,23 +49,17 @@ def judge_agreement(bench: Bench) -> Judge:
     return judge
 
 
-def judge_frechet(bench: Bench) -> Judge:
-    """Frechet distance as a multiple of real v real, in features of a classifier, or without labels of the PCA."""
-    train, held_out = bench.train, bench.held_out
-    extractor: ClassifierFeatures | PCAFeatures
-    if train.labels is not None and held_out.labels is not None:
-        extractor = ClassifierFeatures(seed=bench.seed).fit(train.x, train.labels)
-        own = label_agreement(extractor, held_out.x, held_out.labels)
-        note = f"features of a perceptron fitted on real items, right for {own.share:.4f} of held-out ones"
-    else:
-        extractor = PCAFeatures(seed=bench.seed).fit(train.x)
-        note = "features are principal components of real items"
-
-    def judge(samples: Samples) -> Findings:
-        ratio = frechet_ratio(extractor, samples.x, train.x, held_out.x, seed=bench.seed)
-        return Findings((Row.of_ratio(FRECHET, ratio, scale=samples.scale, note=note),))
-
-    return judge
+def _label_judge(bench: Bench) -> tuple[LabelClassifier, str]:
+    """Return the classifier whose features are used, where it knows the classes, else a support vector machine."""
+    classes, bounds = bench.spec.classes, bench.spec.range
+    given = bench.extractor
+    by_name = isinstance(given, str) and kind_of(given, bench.spec, labelled=True) == "classifier"
+    extractor = bench.features.extractor if by_name else given
+    network = extractor.classifier if isinstance(extractor, NetworkFeatures) else None
+    if network is not None and bounds is not None and sorted(network.config.classes) == sorted(classes):
+        return NetworkJudge(network, classes, bounds), "the classifier whose features are used"
+    machine = SupportVectorClassifier(seed=bench.seed).fit(bench.train.x, bench.train.labels)
+    return machine, f"a support vector machine fitted on {len(bench.train)} real items"
 
 
 def judge_memorisation(bench: Bench) -> Judge:
@@ -124,18 +119,27 @@ def judge_sliced_wasserstein(bench: Bench) -> Judge:
 
 JUDGES: dict[str, Callable[[Bench], Judge]] = {
     "agreement": judge_agreement,
-    "frechet": judge_frechet,
+    **FEATURE_JUDGES,
     "memorisation": judge_memorisation,
     "energy": judge_energy,
     "sliced-wasserstein": judge_sliced_wasserstein,
 }
 
 
+_FEATURES = ("frechet", "kid", "precision-recall", "memorisation")
+_BY_KIND = {
+    "image": _FEATURES,
+    "video": ("frechet", "frames", "kid", "precision-recall", "memorisation"),
+    "volume": _FEATURES,
+    "signal": _FEATURES,
+    "vector": ("energy", "sliced-wasserstein"),
+}
+
+
 def suitable_judges(bench: Bench) -> tuple[str, ...]:
     """Return the names of the judges that suit the data."""
     labelled = bench.labels is not None and bench.train.labels is not None and bench.held_out.labels is not None
-    shape = ("energy", "sliced-wasserstein") if bench.spec.kind == "vector" else ("frechet", "memorisation")
-    return ("agreement", *shape) if labelled else shape
+    return ("agreement", *_BY_KIND[bench.spec.kind]) if labelled else _BY_KIND[bench.spec.kind]
 
 
 def guidance_series(rows: tuple[Row, ...]) -> dict[str, Series]:

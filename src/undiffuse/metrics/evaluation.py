@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -18,14 +19,17 @@ from undiffuse.metrics.bench import (
     Judge,
     Samples,
     check_fit,
-    load_items,
     proportional_labels,
-    to_array,
 )
+from undiffuse.metrics.categories import TABLE_JUDGES
 from undiffuse.metrics.continuous import JUDGES, guidance_series, suitable_judges
+from undiffuse.metrics.features import FeatureExtractor
+from undiffuse.metrics.items import load_items, to_array
 from undiffuse.metrics.pictures import picture
 from undiffuse.metrics.results import Evaluation, Picture
 from undiffuse.metrics.tokens import TOKEN_JUDGES
+from undiffuse.models.conditions import Fitted
+from undiffuse.noise import permutation
 from undiffuse.spec import DataSpec
 from undiffuse.words import did_you_mean
 
@@ -45,37 +49,52 @@ def evaluate(
     seed: int = 0,
     guidance: Sequence[float] | None = None,
     metrics: str | Sequence[str] = "auto",
+    features: str | FeatureExtractor = "auto",
+    cache: bool = True,
     listener: Listener = silent,
     **sampling: Any,
 ) -> Evaluation:
     """Sample a model and compare the samples, or the model's likelihoods, with real data.
 
-    Images with labels get label agreement, Frechet distance and memorisation at each guidance scale; images
-    without get the last two; vectors energy and sliced Wasserstein distance; tokens bits per token beside
-    n-grams, and the unigrams, bigrams and plausibility of samples. Distances stand beside those of real data
-    v real data at equal size.
+    Images, volumes and signals get Frechet distance, KID, precision and recall, and memorisation at each guidance
+    scale, and with labels label agreement; video also the Frechet distance of frames; vectors energy and sliced
+    Wasserstein distance; tokens bits per token beside n-grams, and the unigrams, bigrams and plausibility of samples.
+    Distances stand beside those of real data v real data at equal size. Where they have few items to go by, as
+    `warnings` says, Frechet distances are to be read by their interval.
 
     Args:
         model: A `Model`: `spec`, `sample(n, seed=, cond=, guidance=, ...)` in data units; for tokens `elbo(tokens)`.
         data: The source the model was trained on, or a data set.
-        held_out: A data set the model was not trained on; None splits it off `data`, as training does.
+        held_out: A source or data set the model was not trained on; None splits it off `data`, as training does.
         holdout: Share (below 1) or number of items to split off, as in the training run; None: the data's own default.
         n: Number of samples per scale; None means 1000, for tokens 128.
         seed: Seed of the samples, of the subsets and of the judges.
         guidance: Guidance scales; None means 1 alone (unguided). Only for models with labels.
         metrics: "auto", or names among `JUDGES` (continuous data) or `TOKEN_JUDGES`.
+        features: What continuous data are compared in: a name as in `extractors.make_extractor`, or a fitted extractor.
+        cache: Keep features of real items by networks in the cache folder (see `undiffuse.cache`).
         listener: Receives progress events, those of the sampling included.
         sampling: Passed to `model.sample`: solver, steps, ...
 
     Raises:
         DataError: The data does not fit the model, or too little of it is held out.
-        ValueError: Unknown metrics, scales for a model without labels, or n below 2.
+        ValueError: Unknown metrics, features that do not suit the data, scales for a model without labels, n too small.
     """
     train, unseen = _two_sets(model.spec, data, held_out, holdout)
     check_fit(model.spec, train.spec)
-    bench = _bench(model, train, unseen, n=n, seed=seed, sampling={"listener": listener, **sampling})
+    bench = _bench(
+        model,
+        train,
+        unseen,
+        n=n,
+        seed=seed,
+        sampling={"listener": listener, **sampling},
+        extractor=features,
+        cache=cache,
+        device=str(getattr(model, "device", "cpu")),
+    )
     scales = _scales(guidance, bench)
-    table = TOKEN_JUDGES if model.spec.is_discrete else JUDGES
+    table = judges_of(model.spec)
     judges = [table[name](bench) for name in _chosen(metrics, table, bench)]
     drawn = [Samples(bench, scale) for scale in scales]
     found = _judge_all(judges, drawn, listener)
@@ -89,12 +108,22 @@ def evaluate(
         texts=_texts(bench, drawn[0]) if model.spec.is_discrete else (),
         pictures=_pictures(bench, drawn) if model.spec.kind == "image" else {},
         settings=dict(sampling),
+        warnings=tuple(dict.fromkeys(line for findings in found for line in findings.warnings)),
     )
+
+
+def judges_of(spec: DataSpec) -> dict[str, Callable[[Bench], Judge]]:
+    """Return the judges that there are for data of a kind, by name."""
+    if spec.columns:
+        return TABLE_JUDGES
+    return TOKEN_JUDGES if spec.is_discrete else JUDGES
 
 
 def _two_sets(spec: DataSpec, data: Any, held_out: Any, holdout: float | None) -> tuple[Any, Any]:
     if isinstance(data, (str, os.PathLike)):
         data = open_data(os.fspath(data), spec=spec)
+    if isinstance(held_out, (str, os.PathLike)):
+        held_out = open_data(os.fspath(held_out), spec=spec)
     if held_out is None:
         data, held_out = split(data, holdout)
     if min(len(data), len(held_out)) < 2:
@@ -105,16 +134,18 @@ def _two_sets(spec: DataSpec, data: Any, held_out: Any, holdout: float | None) -
     return data, held_out
 
 
-def _bench(model: Any, train: Any, unseen: Any, *, n: int | None, seed: int, sampling: dict[str, Any]) -> Bench:
-    count = n if n is not None else (TOKEN_SAMPLES if model.spec.is_discrete else SAMPLES)
+def _bench(
+    model: Any, train: Any, unseen: Any, *, n: int | None, seed: int, sampling: dict[str, Any], **rest: Any
+) -> Bench:
+    count = n if n is not None else (TOKEN_SAMPLES if model.spec.is_discrete and not model.spec.columns else SAMPLES)
     if count < 2:
         raise ValueError(f"n={count}; an evaluation needs at least 2 samples, and hundreds to mean something.")
     real = load_items(train, limit=MOST_ITEMS, seed=seed)
-    labels = proportional_labels(real.labels, count) if real.labels is not None and model.spec.classes else None
+    cond = conditions_to_ask(model.spec, train, real.labels, count, seed)
+    labels = cond["label"].numpy() if "label" in cond else None
 
     def draw(scale: float | None) -> NDArray[Any]:
-        cond = None if labels is None else {"label": torch.from_numpy(labels)}
-        return to_array(model.sample(count, seed=seed, cond=cond, guidance=scale, **sampling))
+        return to_array(model.sample(count, seed=seed, cond=cond or None, guidance=scale, **sampling))
 
     return Bench(
         spec=model.spec,
@@ -125,7 +156,26 @@ def _bench(model: Any, train: Any, unseen: Any, *, n: int | None, seed: int, sam
         elbo=getattr(model, "elbo", None),
         n=count,
         seed=seed,
+        **rest,
     )
+
+
+def conditions_to_ask(
+    spec: DataSpec, train: Any, labels: NDArray[np.int64] | None, n: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Return the conditions of `n` samples: those of real training items, so that samples and items compare.
+
+    Labels alone are asked for in their proportions. Captions, numbers and whatever else a model knows come with the
+    label of their item, from a choice of items by `seed`. Labels rise.
+    """
+    if not [name for name in spec.cond if name not in spec.kept_conditions]:
+        known = labels is not None and bool(spec.classes)
+        return {"label": torch.from_numpy(proportional_labels(labels, n))} if known and labels is not None else {}
+    rows = permutation(seed, 0, len(train))[torch.arange(n) % len(train)]
+    found = train.batch(rows)["cond"]
+    order = torch.argsort(found["label"], stable=True) if "label" in found else torch.arange(n)
+    asked = (name for name in spec.conditions if name in found and name not in spec.kept_conditions)
+    return Fitted((name, found[name][order].cpu()) for name in asked)
 
 
 def _scales(guidance: Sequence[float] | None, bench: Bench) -> tuple[float | None, ...]:

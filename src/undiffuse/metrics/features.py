@@ -1,4 +1,4 @@
-"""Feature extractors for Frechet distances.
+"""Feature extractors that are fitted to the data: for distances where no network is at hand.
 
 They are scikit-learn models fitted on the *real training split*, so they are independent of the
 diffusion model, need no download, and the classifier states how good it is on real held-out data.
@@ -39,6 +39,8 @@ class ClassifierFeatures:
         seed: Seed of the initial weights and of the batch order.
         epochs: Passes over the data; fewer when the loss stands still.
     """
+
+    name = "perceptron"
 
     def __init__(self, *, hidden: tuple[int, ...] = (128, 48), seed: int = 0, epochs: int = 60) -> None:
         self.hidden, self.seed, self.epochs = hidden, seed, epochs
@@ -94,6 +96,8 @@ class PCAFeatures:
         seed: Seed of the randomised decomposition used for wide data.
     """
 
+    name = "pca"
+
     def __init__(self, *, components: int = 48, seed: int = 0) -> None:
         self.components, self.seed = components, seed
         self._pca: Any = None
@@ -109,6 +113,43 @@ class PCAFeatures:
     def features(self, x: Array) -> Matrix:
         """Return projections (N, D) in data units, most variance first."""
         return fitted(self._pca).transform(as_matrix(x))
+
+
+class MotionFeatures:
+    """Principal components of whole clips beside those of the differences of successive frames, for video.
+
+    Differences are small beside the frames and would play no part; they are scaled so that both halves have the same
+    total variance over the real data. Clips with the right frames in the wrong order differ in the second half alone.
+
+    Args:
+        components: Most components kept of each half.
+        seed: Seed of the randomised decompositions.
+    """
+
+    name = "motion"
+
+    def __init__(self, *, components: int = 24, seed: int = 0) -> None:
+        self.frames, self.changes = (PCAFeatures(components=components, seed=seed) for _ in range(2))
+        self._scale = 1.0
+
+    def fit(self, x: Array, labels: Array | None = None) -> MotionFeatures:
+        """Find the components of real clips (N, F, C, H, W); labels are not used.
+
+        Raises:
+            ValueError: There is one frame only.
+        """
+        clips = np.asarray(x)
+        if clips.ndim < 3 or clips.shape[1] < 2:
+            raise ValueError(f"items of shape {clips.shape[1:]} have no motion; expected (F, C, H, W) with F above 1.")
+        first = self.frames.fit(clips).features(clips)
+        second = self.changes.fit(np.diff(clips, axis=1)).features(np.diff(clips, axis=1))
+        self._scale = float(np.sqrt(first.var(axis=0).sum() / (second.var(axis=0).sum() or 1.0)))
+        return self
+
+    def features(self, x: Array) -> Matrix:
+        """Return both projections side by side, (N, D)."""
+        clips = np.asarray(x)
+        return np.hstack([self.frames.features(clips), self._scale * self.changes.features(np.diff(clips, axis=1))])
 
 
 def projection(matrix: Matrix, seed: int) -> list[Any]:

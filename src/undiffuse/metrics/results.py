@@ -26,6 +26,7 @@ class Row:
         error: Standard error or spread, as `note` says; None where there is none.
         floor: The same figure of real data (real v real, or a classifier's own accuracy); None where there is none.
         unit: Unit of the figure; empty for shares and ratios.
+        interval: 95% interval of the figure, shown instead of the error; None where there is none.
         better: Which way is better: "higher", "lower", or "floor" for as near to the floor as possible.
         scale: Guidance scale of the samples; None where guidance has no part in it.
         note: How to read it: sizes, what the error means, the judge's own accuracy.
@@ -36,6 +37,7 @@ class Row:
     error: float | None = None
     floor: float | None = None
     unit: str = ""
+    interval: tuple[float, float] | None = None
     better: Literal["higher", "lower", "floor"] = "lower"
     scale: float | None = None
     note: str = ""
@@ -65,6 +67,7 @@ class Evaluation:
         texts: Samples of text, for tokens.
         pictures: Sample grids, uint8 (H, W) or (H, W, 3); they are not part of `to_json`.
         settings: How the samples were made (solver, steps, ...), as far as the caller chose it.
+        warnings: What to mind when reading the figures.
     """
 
     kind: str
@@ -75,6 +78,7 @@ class Evaluation:
     texts: tuple[str, ...] = ()
     pictures: dict[str, Picture] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     columns: ClassVar[tuple[str, ...]] = ("metric", "guidance", "value", "error", "real data", "note")
 
@@ -107,12 +111,19 @@ class Evaluation:
             DataError: Fields are missing or unknown.
         """
         try:
-            rows = tuple(Row(**{**row, "value": _number(row["value"])}) for row in fields["rows"])
-            return cls(**{**fields, "rows": rows, "texts": tuple(fields.get("texts", ()))})
+            rows = tuple(_row(row) for row in fields["rows"])
+            lists = {name: tuple(fields.get(name, ())) for name in ("texts", "warnings")}
+            return cls(**{**fields, "rows": rows, **lists})
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"this is no evaluation written by undiffuse ({error}); run `undiffuse evaluate` again."
             ) from error
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    interval = fields.get("interval")
+    ends = None if interval is None else (_number(interval[0]), _number(interval[1]))
+    return Row(**{**fields, "value": _number(fields["value"]), "interval": ends})
 
 
 def _number(value: float | None) -> float:
@@ -122,7 +133,8 @@ def _number(value: float | None) -> float:
 def _cells(row: Row) -> tuple[str, ...]:
     unit = f" {row.unit}" if row.unit and row.unit != "x" else row.unit
     scale = "" if row.scale is None else f"{row.scale:g}"
-    return (row.name, scale, _figure(row.value) + unit, _figure(row.error), _figure(row.floor), row.note)
+    error = _figure(row.error) if row.interval is None else f"{row.interval[0]:.3g} to {row.interval[1]:.3g}"
+    return (row.name, scale, _figure(row.value) + unit, error, _figure(row.floor), row.note)
 
 
 def _figure(value: float | None) -> str:

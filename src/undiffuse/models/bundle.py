@@ -1,5 +1,7 @@
 """A model on disk: a folder with model.safetensors, config.json and README.md. Never pickle, never code.
 
+Where the model has a codec, `codec.safetensors` lies beside them.
+
 `config.json` carries a schema number. Older schemas are migrated when read, newer ones refused.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from undiffuse.codecs.build import codec_from_json, codec_to_json
 from undiffuse.errors import CheckpointError
 from undiffuse.files import write_whole
 from undiffuse.models.description import denoiser_from_json, denoiser_to_json
@@ -40,7 +44,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _name_co
 BUILTIN = ("digits",)
 """Models shipped with the package, in its `builtin` folder."""
 
-_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
+_WEIGHTS, _CODEC, _CONFIG, _CARD = "model.safetensors", "codec.safetensors", "config.json", "README.md"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -60,13 +64,16 @@ def load(name: str | Path) -> Model:
     config = _read_config(folder / _CONFIG)
     try:
         spec = DataSpec.from_json(config["spec"])
-        denoiser = denoiser_from_json(config, spec)
+        codec = codec_from_json(config["codec"], spec) if config.get("codec") else None
+        denoiser = denoiser_from_json(config, codec.latent if codec else spec)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / _CONFIG} does not describe a model ({error}); restore it or train again."
         ) from error
-    _fill(denoiser, read_tensors(folder / _WEIGHTS), folder)
-    return Model(denoiser.eval(), spec, config.get("defaults"), config.get("info"))
+    _fill(denoiser, folder / _WEIGHTS)
+    if codec is not None:
+        _fill(codec, folder / _CODEC)
+    return Model(denoiser.eval(), spec, config.get("defaults"), config.get("info"), codec)
 
 
 def save_model(model: Model, folder: Path) -> Path:
@@ -87,11 +94,14 @@ def save_model(model: Model, folder: Path) -> Path:
         **denoiser_to_json(model.denoiser),
         "defaults": model.defaults,
         "info": model.info,
+        "codec": codec_to_json(model.codec) if model.codec else None,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.denoiser.state_dict().items()}
+    parts: dict[str, torch.nn.Module] = {_WEIGHTS: model.denoiser, **({_CODEC: model.codec} if model.codec else {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        for name, part in parts.items():
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
+            write_whole(folder / name, partial(save_file, tensors, metadata={"format": "pt"}))
         text = json.dumps(config, indent=2) + "\n"
         write_whole(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
         write_whole(folder / _CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
@@ -158,23 +168,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _fill(denoiser: torch.nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy tensors into the denoiser after checking every name and shape."""
-    wanted = denoiser.state_dict()
+def _fill(module: torch.nn.Module, path: Path) -> None:
+    """Copy the tensors of a file into a module after checking every name and shape."""
+    tensors, wanted = read_tensors(path), module.state_dict()
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         which = f"lacks {missing[0]!r}" if missing else f"has the unknown {extra[0]!r}"
         raise CheckpointError(
-            f"{folder / _WEIGHTS} {which} ({len(missing)} missing, {len(extra)} unknown tensors); it belongs to "
+            f"{path} {which} ({len(missing)} missing, {len(extra)} unknown tensors); it belongs to "
             f"another network than {_CONFIG} describes. Put the two files of one model together."
         )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
-                f"{folder / _WEIGHTS}: {name!r} has shape {tuple(tensor.shape)}, the network of {_CONFIG} needs "
+                f"{path}: {name!r} has shape {tuple(tensor.shape)}, the network of {_CONFIG} needs "
                 f"{tuple(wanted[name].shape)}. Put the two files of one model together."
             )
-    denoiser.load_state_dict(tensors)
+    module.load_state_dict(tensors)
 
 
 def _missing_weights(path: Path) -> str:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.networks.build import build_network
-from undiffuse.networks.options import MLPOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import NetworkOptions
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.keep import keep_from_json, keep_to_json
 from undiffuse.process.registry import schedule_from_json, schedule_to_json
 from undiffuse.spec import DataSpec
 
-_NETWORKS: dict[str, type[Any]] = {"mlp": MLPOptions, "unet": UNetOptions, "transformer": TransformerOptions}
+_VARIANCE = "learned_variance"  # written only where it is true, so that older versions read what they understand
+_NETWORKS: dict[str, type[Any]] = {options.kind: options for options in get_args(NetworkOptions)}
 
 
 def denoiser_to_json(denoiser: Denoiser) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def denoiser_to_json(denoiser: Denoiser) -> dict[str, Any]:
         )
     if isinstance(denoiser, NetworkDenoiser):
         parametrisation: dict[str, Any] = {"prediction": denoiser.prediction, "data_std": denoiser.data_std}
+        parametrisation |= {_VARIANCE: True} if denoiser.learns_variance else {}
     else:
         parametrisation = {"time_dependent": denoiser.time_dependent}
     return {
@@ -58,10 +60,12 @@ def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     process = process_from_json(fields["process"])
     states = process.states if isinstance(process, CategoricalProcess) else None
-    network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states)
+    parametrisation = dict(fields["parametrisation"])
+    variance = parametrisation.pop(_VARIANCE, False)
+    network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states, variance=variance)
     if isinstance(process, CategoricalProcess):
-        return CategoricalDenoiser(network, process, spec=spec, **fields["parametrisation"])
-    return NetworkDenoiser(network, process, spec=spec, **fields["parametrisation"])
+        return CategoricalDenoiser(network, process, spec=spec, **parametrisation)
+    return NetworkDenoiser(network, process, spec=spec, **parametrisation)
 
 
 def process_to_json(process: GaussianProcess | CategoricalProcess) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def process_to_json(process: GaussianProcess | CategoricalProcess) -> dict[str, 
         "classes": process.classes,
         "keep": keep_to_json(process.keep),
         "mask_share": process.mask_share,
+        "blocks": list(process.blocks),
     }
 
 
@@ -82,5 +87,9 @@ def process_from_json(fields: dict[str, Any]) -> GaussianProcess | CategoricalPr
     if fields["kind"] == "gaussian":
         return GaussianProcess(schedule_from_json(fields["schedule"]), fields["source"])
     return CategoricalProcess(
-        fields["corruption"], fields["classes"], keep_from_json(fields["keep"]), fields["mask_share"]
+        fields["corruption"],
+        fields["classes"],
+        keep_from_json(fields["keep"]),
+        fields["mask_share"],
+        tuple(fields.get("blocks", ())),
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from undiffuse.codecs.codec import Codec
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.elbo import Bound, elbo
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models.conditions import fit_conditions, fit_tokens
+from undiffuse.networks.backbone import Backbone
+from undiffuse.networks.compilation import compile_blocks
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid, uniform_grid
@@ -30,11 +34,15 @@ _BATCH = 256
 class Model:
     """A denoiser, its `DataSpec`, and declarative defaults of sampling.
 
+    With a codec the denoiser works on latents: samples are decoded before anybody sees them, and only what is said to
+    be in model units (`sample_result`, `start`, constraints) means the latents.
+
     Args:
         denoiser: The bare denoiser; guidance and other wrappers are added per call, never stored.
-        spec: Kind, shape and units of the data.
+        spec: Kind, shape and units of the data, not of the latents.
         defaults: "solver", "steps", "grid", "guidance": used where a call does not say.
         info: Anything worth keeping beside the weights: recipe, metrics.
+        codec: What encodes data for the denoiser and decodes its samples.
     """
 
     def __init__(
@@ -43,11 +51,13 @@ class Model:
         spec: DataSpec,
         defaults: dict[str, Any] | None = None,
         info: dict[str, Any] | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.denoiser = denoiser
         self.spec = spec
         self.defaults = dict(defaults or {})
         self.info = dict(info or {})
+        self.codec = codec
 
     def __repr__(self) -> str:
         classes = f", {len(self.spec.classes)} classes" if self.spec.classes else ""
@@ -59,6 +69,24 @@ class Model:
         return sum(p.numel() for p in self.denoiser.parameters())
 
     @property
+    def state_spec(self) -> DataSpec:
+        """What the denoiser works on: the latents where there is a codec, else the data."""
+        return self.spec if self.codec is None else self.codec.latent
+
+    def state_spec_at(self, size: Sequence[int] | None) -> DataSpec:
+        """Return `state_spec` for images of `size` (height, width) in pixels; as it is where that is None."""
+        return replace(self.state_spec, shape=self._shape(size))
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Map data units (n, *spec.shape) to the denoiser's model units (n, *state_spec.shape)."""
+        x = self.spec.to_model(data.to(self.device))
+        return x if self.codec is None else self.codec.encode(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Map the denoiser's model units (n, *state_spec.shape) to data units (n, *spec.shape)."""
+        return self.spec.from_model(x if self.codec is None else self.codec.decode(x))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
@@ -66,6 +94,23 @@ class Model:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
         """Move the weights to a device, or to a dtype, and return the model itself."""
         self.denoiser.to(device=device, dtype=dtype)
+        if self.codec is not None:
+            self.codec.to(device=device, dtype=dtype)
+        return self
+
+    def compile(self) -> Model:
+        """Compile the network's blocks, for faster sampling after a first slow batch, and return the model itself.
+
+        Move the model to its device before. Numbers change in the last bits. Where nothing can be compiled there is a
+        warning, and the model runs as it is.
+
+        Raises:
+            ValueError: The denoiser has no network with named blocks.
+        """
+        network = getattr(self.denoiser, "backbone", None)
+        if not isinstance(network, Backbone):
+            raise ValueError(f"{type(self.denoiser).__name__} has no network with named blocks to compile.")
+        compile_blocks(network)
         return self
 
     def sample(
@@ -89,7 +134,8 @@ class Model:
         Args:
             n: How many.
             seed: Any integer.
-            cond: Conditions, e.g. {"label": 3}, {"label": "cat"}, or one value per sample.
+            cond: Conditions, e.g. {"label": 3}, {"label": "cat"}, {"caption": "a red square"}, or one value per sample;
+                see `undiffuse.models.conditions.fit_conditions`.
             guidance: Classifier-free guidance scale; 1 is conditional without guidance.
             solver: Name (see `undiffuse.sampling.SOLVERS`) or a solver.
             steps: Number of steps.
@@ -104,7 +150,7 @@ class Model:
         result = self.sample_result(
             n, seed=seed, cond=cond, guidance=guidance, solver=solver, steps=steps, grid=grid, prefix=prefix, **options
         )
-        return self.spec.from_model(result.x)
+        return self._decoded(result.x, options.get("batch_size", _BATCH))
 
     def sample_result(
         self,
@@ -124,6 +170,7 @@ class Model:
         wrap: Callable[[Denoiser], Denoiser] | None = None,
         constraints: Sequence[Constraint] = (),
         start: Tensor | None = None,
+        size: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
         trajectory: bool = False,
         callback: Callable[[Snapshot], None] | None = None,
@@ -139,6 +186,8 @@ class Model:
             batch_size: Samples computed at once; changes nothing but memory and speed.
             wrap: Applied to the denoiser before guidance.
             constraints, start: See `undiffuse.sampling.sample`; they hold for all n and so need n <= batch_size.
+            size: Images: height and width in pixels; None takes that of the spec. Networks of convolutions and of
+                rotary positions take others; what they were trained on is in `spec.sizes`.
             dtype: Of the state.
             trajectory: Keep the states at all grid times.
             callback: Called after each evaluation.
@@ -151,7 +200,8 @@ class Model:
             raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
         rule = self._solver(solver, steps, solver_options or {})
         times = self._grid(rule, grid, steps)
-        conditions = fit_conditions(cond, n, self.spec, self.device)
+        spec = self.state_spec_at(size)
+        conditions = fit_conditions(cond, n, spec, self.device)
         begun = start if prefix is None else fit_tokens(prefix, self.spec, self.denoiser.process, self.device)
         denoiser = self._guided(
             wrap(self.denoiser) if wrap else self.denoiser, guidance, guidance_interval, guidance_rescale, conditions
@@ -164,10 +214,10 @@ class Model:
             part = sample(
                 denoiser,
                 noise=KeyedNoise(seed, range(first + low, first + high), self.device),
-                shape=self.spec.shape,
+                shape=spec.shape,
                 solver=rule,
                 grid=times,
-                cond={name: value[low:high] for name, value in conditions.items()} or None,
+                cond=conditions.rows(low, high) or None,
                 constraints=constraints,
                 start=begun.expand(high - low, *begun.shape[1:]) if prefix is not None and begun is not None else begun,
                 dtype=dtype,
@@ -207,6 +257,12 @@ class Model:
 
         return save_model(self, Path(folder))
 
+    @torch.no_grad()
+    def _decoded(self, x: Tensor, batch_size: int) -> Tensor:
+        if self.codec is None:
+            return self.decode(x)
+        return torch.cat([self.decode(rows) for rows in x.split(batch_size)])
+
     def _solver(self, solver: str | Solver | None, steps: int | None, options: dict[str, Any]) -> Solver:
         if isinstance(solver, Solver):
             if options:
@@ -216,6 +272,23 @@ class Model:
         if name == "first-hitting":
             options = {"steps": self._steps(steps), **options}
         return make_solver(name, **options)
+
+    def _shape(self, size: Sequence[int] | None) -> tuple[int, ...]:
+        """Return the shape of one state for images of so many pixels; that of the spec by default."""
+        shape = self.state_spec.shape
+        if size is None:
+            return shape
+        if self.spec.kind != "image":
+            raise ValueError(f"size={tuple(size)} is for images; this model makes {self.spec.kind} data. Leave it out.")
+        factor = max(1, self.spec.shape[-1] // shape[-1])  # pixels per latent
+        options = getattr(getattr(self.denoiser, "backbone", None), "options", None)
+        stride = factor * getattr(options, "patch", 1)
+        if len(size) != 2 or any(side < 1 or side % stride for side in size):
+            known = f" The model was trained on {_sizes(self.spec.sizes)}." if self.spec.sizes else ""
+            raise ValueError(
+                f"size={tuple(size)} does not fit; give height and width, each a multiple of {stride} pixels.{known}"
+            )
+        return (shape[0], size[0] // factor, size[1] // factor)
 
     def _steps(self, steps: int | None) -> int | None:
         return steps if steps is not None else self.defaults.get("steps")
@@ -249,12 +322,17 @@ class Model:
     ) -> Denoiser:
         """Guide where a scale was asked for, or where the default has one and there is something to guide by."""
         if scale is None:
-            scale = self.defaults.get("guidance", 1.0) if cond else 1.0
+            scale = self.defaults.get("guidance", 1.0) if cond.keys() - self.spec.kept_conditions else 1.0
         if scale == 1:
             return denoiser
         interval = interval or self.defaults.get("guidance_interval")
         rescale = self.defaults.get("guidance_rescale", 0.0) if rescale is None else rescale
         return ClassifierFreeGuidance(denoiser, scale, interval=tuple(interval) if interval else None, rescale=rescale)
+
+
+def _sizes(sizes: Sequence[tuple[int, int]], most: int = 8) -> str:
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:most])
+    return shown + (", ..." if len(sizes) > most else "")
 
 
 def _join(parts: list[SampleResult]) -> SampleResult:

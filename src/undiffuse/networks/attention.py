@@ -1,4 +1,4 @@
-"""Self-attention: the fused kernel by default, plain mathematics where derivatives ask for it.
+"""Self-attention and cross-attention: the fused kernel by default, plain mathematics where derivatives ask for it.
 
 The fused kernels have no forward-mode derivative and no double backward. Code that needs either enters
 `math_attention()`, and every attention below it computes the same numbers with plain operations. So does an
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from undiffuse.networks.compilation import eager_blocks
 from undiffuse.networks.dropout import Dropout
 
 _USE_MATH: ContextVar[bool] = ContextVar("undiffuse_math_attention", default=False)
@@ -24,10 +25,14 @@ _USE_MATH: ContextVar[bool] = ContextVar("undiffuse_math_attention", default=Fal
 
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Let attention in this block support `torch.func.jvp` and double backward, for (B, heads, L, L) memory."""
+    """Let attention in this block support `torch.func.jvp` and double backward, for (B, heads, L, L) memory.
+
+    Compiled blocks, which support neither, run their own code.
+    """
     token = _USE_MATH.set(True)
     try:
-        yield
+        with eager_blocks():
+            yield
     finally:
         _USE_MATH.reset(token)
 
@@ -69,8 +74,9 @@ def attend(
     """Return softmax(query key^T / sqrt(d)) value.
 
     Args:
-        query, key, value: (B, heads, L, d).
-        mask: Bool, broadcast to (B, heads, L, L); False where a key is not to be read. Each query needs one True.
+        query, key, value: (B, heads, L, d); the queries may be of another number than keys and values.
+        mask: Bool, broadcast to (B, heads, queries, keys); False where a key is not to be read; each query needs
+            one True.
         weigh: Stands for the softmax of the scores (B, heads, L, L), with plain mathematics; None: whichever is faster.
     """
     # Compiled code cannot read context variables; derivatives are taken of the uncompiled network.
@@ -98,6 +104,17 @@ class AttentionWeights(nn.Module):
         return not torch.compiler.is_compiling() and bool(self._forward_hooks or self._forward_pre_hooks)
 
 
+class HeadNorm(nn.RMSNorm):
+    """Root-mean-square normalisation of the features of a head, in the dtype of its input also under autocast."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., head_dim) to the same shape."""
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens.
 
@@ -106,17 +123,23 @@ class SelfAttention(nn.Module):
         heads: Number of heads.
         dropout: Share of the output's features dropped in training.
         zero_init: Start with output 0, so that a residual around it starts as the identity.
+        qk_norm: Normalise the queries and keys of each head, so that scores cannot grow without bound (Dehghani et al.
+            2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2, arXiv:2302.05442).
 
     Attributes:
         weights: Where hooks find the attention weights (B, heads, L, L); see `undiffuse.networks.hooks`.
     """
 
-    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, zero_init: bool = False) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, dropout: float = 0.0, zero_init: bool = False, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"{dim} features do not split into {heads} heads; make them a multiple of {heads}.")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.query_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
         self.weights = AttentionWeights()
         self.out = nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
@@ -129,8 +152,69 @@ class SelfAttention(nn.Module):
         query, key, value = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, L, d)
+        query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotary.turn(query), rotary.turn(key)
+        readable = None if mask is None else mask[:, None, None, :]
+        mixed = attend(query, key, value, readable, self.weights if self.weights.is_hooked else None)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one sequence over another: the queries are of `x`, keys and values of `tokens`.
+
+    Args:
+        dim: Features D per query token; a multiple of `heads`.
+        heads: Number of heads.
+        token_dim: Features E per token that is read; None: D.
+        dropout: Share of the output's features dropped in training.
+        zero_init: Start with output 0, so that a residual around it starts as the identity.
+        qk_norm: Normalise the queries and keys of each head, as in `SelfAttention`.
+
+    Attributes:
+        weights: Where hooks find the attention weights (B, heads, N, L); see `undiffuse.networks.hooks`.
+
+    Raises:
+        ValueError: `heads` does not divide `dim`.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2, arXiv:1706.03762; as a condition of
+        diffusion: Rombach et al. 2022, section 3.3, arXiv:2112.10752.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        token_dim: int | None = None,
+        *,
+        dropout: float = 0.0,
+        zero_init: bool = True,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{dim} features do not split into {heads} heads; make them a multiple of {heads}.")
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(token_dim or dim, 2 * dim)
+        self.query_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
+        self.weights = AttentionWeights()
+        self.out = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+        if zero_init:
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let `x` (B, N, D) read `tokens` (B, L, E), and return what it read, (B, N, D).
+
+        `mask` (B, L) bool is True for tokens that may be read; every row needs one, which the tokens of our
+        conditioners have: their learned null is always readable. Masked tokens must be finite; they change no bit.
+        """
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+        key, value = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = self.query_norm(query), self.key_norm(key)
         readable = None if mask is None else mask[:, None, None, :]
         mixed = attend(query, key, value, readable, self.weights if self.weights.is_hooked else None)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undiffuse.networks.compilation import call_of
 from undiffuse.networks.conditioners import Conditioners
-from undiffuse.networks.dropout import set_dropout_generator
+from undiffuse.networks.dropout import draws_in_training, set_dropout_generator
 from undiffuse.networks.embedded import Embedded
+from undiffuse.networks.recomputation import recomputed
 
 
 class Backbone(nn.Module):
@@ -21,13 +23,20 @@ class Backbone(nn.Module):
 
     Attributes:
         options: The options the network was built from, kept for saving; None where built by hand.
+        recomputes: Whether the backward pass computes the blocks' activations again, instead of keeping them.
+        self_conditioned: Whether the network reads `Embedded.estimate`.
+        learns_variance: Whether there is a head "variance", of the shape of "out"; see `sampling.learned_variance`.
     """
+
+    self_conditioned: bool = False
+    learns_variance: bool = False
 
     def __init__(self, conditioners: Conditioners, *, time_dependent: bool = True) -> None:
         super().__init__()
         self.conditioners = conditioners
         self.time_dependent = time_dependent
         self.options: Any = None
+        self.recomputes = False
         self._dropout_generator: torch.Generator | None = None
 
     def forward(self, x: Tensor, noise_level: Tensor | None, cond: Embedded | None = None) -> dict[str, Tensor]:
@@ -49,9 +58,21 @@ class Backbone(nn.Module):
         """Named blocks in order of execution, each returning one tensor; hooks address them by these names."""
         raise NotImplementedError
 
+    def run(self, block: nn.Module, *args: Any) -> Tensor:
+        """Return block(*args): compiled where the block is, recomputed in the backward pass where `recomputes`."""
+        call = call_of(block)
+        if self.recomputes and torch.is_grad_enabled():
+            return recomputed(call, args, self._dropout_generator if draws_in_training(block) else None)
+        return call(*args)
+
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether training needs a `dropout_generator`."""
+        return draws_in_training(self)
+
     @property
     def dropout_generator(self) -> torch.Generator | None:
-        """Generator that dropout draws from; must be set for training with dropout."""
+        """Generator that dropout and token routing draw from; must be set for training with either."""
         return self._dropout_generator
 
     @dropout_generator.setter
@@ -59,31 +80,48 @@ class Backbone(nn.Module):
         self._dropout_generator = generator
         set_dropout_generator(self, generator)
 
-    def condition_vector(self, cond: Embedded | None, batch: int) -> Tensor | None:
-        """Return the vector (B, E) of `cond`, the nulls where `cond` is None, or None without conditioners.
+    def conditions(self, cond: Embedded | None, batch: int) -> Embedded:
+        """Return `cond`, checked; the nulls of all conditions where it is None.
 
         Raises:
-            ValueError: Another batch, or parts that this network would ignore.
+            ValueError: Another batch, parts that this network would ignore, or parts that it misses.
         """
         if cond is None:
-            return self.conditioners.embed(None, batch).vector
-        ignored = [name for name in ("tokens", "maps") if getattr(cond, name) is not None]
-        if cond.vector is not None and not len(self.conditioners):
-            ignored.append("vector")
-        if ignored:
+            return self.conditioners.embed(None, batch)
+        held = {name for name in ("vector", "tokens", "maps") if getattr(cond, name) is not None}
+        read = self.conditioners.fields
+        if held - read:
             raise ValueError(
-                f"{type(self).__name__} does not read the condition's {', '.join(ignored)}; "
+                f"{type(self).__name__} does not read the condition's {', '.join(sorted(held - read))}; "
                 "embed with its own conditioners."
             )
-        if cond.vector is None and len(self.conditioners):
+        if read - held:
             raise ValueError(
-                "the embedded condition holds no vector; embed with this network's conditioners, or give None."
+                f"the embedded condition holds no {', '.join(sorted(read - held))}; embed with this network's "
+                "conditioners, or give None."
+            )
+        if cond.estimate is not None and not self.self_conditioned:
+            raise ValueError(
+                f"this {type(self).__name__} does not read an estimate of the data; build it with self_condition=True."
             )
         if cond.batch not in (None, batch):
             raise ValueError(
                 f"the condition has {cond.batch} rows but x has {batch}; use cond.expand({batch}) or embed anew."
             )
-        return cond.vector
+        return cond
+
+    def add_estimate(self, x: Tensor, cond: Embedded, axis: int) -> Tensor:
+        """Return `x` with the estimate of x_0 (zeros for none) behind it on `axis`; `x` where it is not read.
+
+        Raises:
+            ValueError: The estimate has another shape than `x`.
+        """
+        if not self.self_conditioned:
+            return x
+        estimate = torch.zeros_like(x) if cond.estimate is None else cond.estimate.to(x.dtype)
+        if estimate.shape != x.shape:
+            raise ValueError(f"the estimate has shape {tuple(estimate.shape)}; expected that of x, {tuple(x.shape)}.")
+        return torch.cat([x, estimate], dim=axis)
 
     def noise_level_for(self, level: Tensor | None, batch: int, elements: int | None) -> Tensor | None:
         """Check a noise level against (B,) and, where `elements` is given, (B, elements); None where time-free."""

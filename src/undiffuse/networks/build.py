@@ -5,29 +5,38 @@ from __future__ import annotations
 import torch
 
 from undiffuse.networks.backbone import Backbone
+from undiffuse.networks.dit import DiT
 from undiffuse.networks.mlp import MLP
-from undiffuse.networks.options import MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import DiTOptions, MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 from undiffuse.spec import DataSpec
 
 _SPATIAL_AXES = {"signal": 1, "image": 2, "video": 2, "volume": 3}
-_KINDS: dict[str, tuple[str, ...]] = {"mlp": ("vector",), "unet": tuple(_SPATIAL_AXES), "transformer": ("tokens",)}
+_KINDS: dict[str, tuple[str, ...]] = {
+    "mlp": ("vector",),
+    "unet": tuple(_SPATIAL_AXES),
+    "dit": tuple(_SPATIAL_AXES),
+    "transformer": ("tokens",),
+}
 
 
-def build_network(options: NetworkOptions, spec: DataSpec, *, states: int | None = None, seed: int = 0) -> Backbone:
+def build_network(
+    options: NetworkOptions, spec: DataSpec, *, states: int | None = None, seed: int = 0, variance: bool = False
+) -> Backbone:
     """Return a freshly initialised network, on the CPU, for the data that `spec` describes.
 
-    Conditioners follow the spec: "label" where it has classes, one vector conditioner per entry of `cond`.
+    Its conditioners follow `spec.conditions`.
 
     Args:
         options: Which network, and its size; kept as `network.options`.
         spec: Kind and shape of the data.
         states: Tokens only: number of input tokens, K (default) or K + 1 with a mask.
         seed: Seed of the initial weights; the global generator is neither read nor changed.
+        variance: Whether it has a second head for the variance of a step; not for tokens.
 
     Raises:
-        ValueError: The network does not fit the kind of data.
+        ValueError: The network does not fit the kind of data, or its conditions.
     """
     if spec.kind not in _KINDS[options.kind]:
         fitting = [kind for kind, served in _KINDS.items() if spec.kind in served]
@@ -37,19 +46,43 @@ def build_network(options: NetworkOptions, spec: DataSpec, *, states: int | None
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        network = _construct(options, spec, states)
+        network = _construct(options, spec, states, variance)
     network.options = options
     return network
 
 
-def _construct(options: NetworkOptions, spec: DataSpec, states: int | None) -> Backbone:
-    classes, vectors = len(spec.classes), {name: part.width for name, part in spec.cond.items()}
+def _construct(options: NetworkOptions, spec: DataSpec, states: int | None, variance: bool) -> Backbone:
+    conditions = spec.conditions
     if isinstance(options, MLPOptions):
-        return MLP(spec.channels, width=options.width, depth=options.depth, classes=classes, vectors=vectors)
+        return MLP(
+            spec.channels,
+            width=options.width,
+            depth=options.depth,
+            conditions=conditions,
+            self_condition=options.self_condition,
+            variance=variance,
+        )
     if isinstance(options, UNetOptions):
         _check_temporal(options, spec)
-        return UNet(_SPATIAL_AXES[spec.kind], spec.channels, options, classes=classes, vectors=vectors)
+        return UNet(_SPATIAL_AXES[spec.kind], spec.channels, options, conditions=conditions, variance=variance)
+    if isinstance(options, DiTOptions):
+        return _dit(options, spec, variance)
+    if variance:
+        raise ValueError("the variance of a step can be learned for continuous data only, and these data are tokens.")
     return _transformer(options, spec, states)
+
+
+def _dit(options: DiTOptions, spec: DataSpec, variance: bool) -> DiT:
+    _check_temporal(options, spec)
+    temporal = spec.kind == "video" and options.temporal is not False
+    dims = _SPATIAL_AXES[spec.kind]
+    sizes = spec.shape[-dims:]
+    network = DiT(
+        dims, spec.channels, options, sizes=sizes, temporal=temporal, conditions=spec.conditions, variance=variance
+    )
+    for bucket in spec.sizes:
+        network.check_sizes(bucket)
+    return network
 
 
 def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None) -> Transformer:
@@ -69,11 +102,10 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         time_dependent=options.time_dependent,
         dropout=options.dropout,
         neighbours=options.neighbours,
-        classes=len(spec.classes),
-        vectors={name: part.width for name, part in spec.cond.items()},
+        conditions=spec.conditions,
     )
 
 
-def _check_temporal(options: UNetOptions, spec: DataSpec) -> None:
+def _check_temporal(options: UNetOptions | DiTOptions, spec: DataSpec) -> None:
     if options.temporal and spec.kind != "video":
         raise ValueError(f"model.temporal is for video, but this is {spec.kind} data; leave it off.")

@@ -1,18 +1,21 @@
-"""Conditioners turn a condition (a label, a vector) into the vector that modulates the network.
+"""Conditioners turn a condition (a label, a vector, a caption, a map) into what the network reads, an `Embedded`.
 
-Each one learns a *null*, which stands for "not given": for a whole batch when the condition is missing,
-for single rows when it is dropped (classifier-free guidance trains and samples with such rows).
+Each one has a *null*, which stands for "not given": for a whole batch when the condition is missing, for single rows
+when it is dropped (classifier-free guidance trains and samples with such rows). It is learned, or the condition's zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from undiffuse.networks.embedded import Embedded
+from undiffuse.networks.maps import MapConditioner, append_maps, concatenate_maps
+from undiffuse.networks.sequences import EmbeddingConditioner, SequenceConditioner, TextConditioner
+from undiffuse.spec import ConditionSpec
 
 
 class LabelConditioner(nn.Module):
@@ -50,13 +53,16 @@ class LabelConditioner(nn.Module):
 
 
 class VectorConditioner(nn.Module):
-    """Linear map of a vector of `width` numbers, with a learned null vector beside it."""
+    """Linear map of a vector of `width` numbers, with a learned null vector beside it.
 
-    def __init__(self, width: int, dim: int) -> None:
+    With null "zero" the map has no offset and the null is 0: a missing vector and one of zeros are the same.
+    """
+
+    def __init__(self, width: int, dim: int, *, null: Literal["learned", "zero"] = "learned") -> None:
         super().__init__()
         self.width = width
-        self.project = nn.Linear(width, dim)
-        self.null_vector = nn.Parameter(torch.randn(dim))
+        self.project = nn.Linear(width, dim, bias=null == "learned")
+        self.null_vector = nn.Parameter(torch.randn(dim)) if null == "learned" else None
 
     def forward(self, vectors: Tensor, drop: Tensor | None = None) -> Tensor:
         """Embed `vectors` (B, width) as (B, D); rows where `drop` (B,) is True get the null.
@@ -67,26 +73,57 @@ class VectorConditioner(nn.Module):
         if vectors.ndim != 2 or vectors.shape[1] != self.width:
             raise ValueError(f"the condition has shape {tuple(vectors.shape)}; expected (B, {self.width}).")
         embedded = self.project(vectors.to(self.project.weight.dtype))
-        return embedded if drop is None else torch.where(drop[:, None], self.null_vector, embedded)
+        return embedded if drop is None else torch.where(drop[:, None], self.null(1), embedded)
 
     def null(self, batch: int) -> Tensor:
         """Return the null for every row, (batch, D)."""
-        return self.null_vector.expand(batch, -1)
+        null = self.project.weight.new_zeros(len(self.project.weight)) if self.null_vector is None else self.null_vector
+        return null.expand(batch, -1)
 
 
-Conditioner = LabelConditioner | VectorConditioner
+Conditioner = LabelConditioner | VectorConditioner | TextConditioner | EmbeddingConditioner | MapConditioner
 
 
 class Conditioners(nn.ModuleDict):
-    """The conditioners of a network by name; their vectors add up."""
+    """The conditioners of a network by name: vectors add up, tokens follow each other, maps lie side by side.
+
+    Args:
+        conditioners: By name.
+        dims: Spatial axes of the maps.
+    """
+
+    def __init__(self, conditioners: Mapping[str, nn.Module] | None = None, *, dims: int = 0) -> None:
+        super().__init__()
+        self.dims = dims
+        self.update(conditioners or {})
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Take any name: columns are called "type" or "values", which modules keep for themselves."""
+        if not name or "." in name:
+            raise ValueError(f"condition {name!r} cannot be saved; give it a name without dots.")
+        self._modules[name] = module  # type: ignore[assignment]  # torch's own annotation leaves None out
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Fields of `Embedded` that are filled, of "vector", "tokens" (with "mask") and "maps"."""
+        found = {"maps" if isinstance(part, MapConditioner) else "vector" for part in self.values()}
+        attended = (isinstance(part, SequenceConditioner) and part.null_token is not None for part in self.values())
+        return frozenset(found | {"tokens"} if any(attended) else found)
+
+    @property
+    def map_channels(self) -> int:
+        """Number of channels of all maps together."""
+        return sum(part.channels for part in self.values() if isinstance(part, MapConditioner))
 
     def embed(
         self, cond: Mapping[str, Tensor] | None, batch: int, drop: Mapping[str, Tensor] | None = None
     ) -> Embedded:
         """Embed the conditions of `batch` rows, always with the same structure.
 
+        Only maps that are not given have size 1, the same at each place, for they fit data of any size.
+
         Args:
-            cond: name -> one row per item, (B,) labels or (B, width) vectors; a missing name is its null.
+            cond: name -> one row per item, as `undiffuse.spec.ConditionSpec` describes; a missing name is its null.
             batch: Number of rows B.
             drop: name -> (B,) bool, True where the row's condition is replaced by the null.
 
@@ -99,14 +136,35 @@ class Conditioners(nn.ModuleDict):
         for name, rows in drop.items():
             if rows.dtype != torch.bool or rows.ndim != 1:
                 raise ValueError(f"drop[{name!r}] is {rows.dtype} {tuple(rows.shape)}; expected bool ({batch},).")
-        vectors = [self._embed_one(name, cond.get(name), batch, drop.get(name)) for name in self]
-        return Embedded(vector=torch.stack(vectors).sum(0) if vectors else None)
+        return self._join([self._embed_one(name, cond.get(name), batch, drop.get(name)) for name in self])
 
-    def _embed_one(self, name: str, values: Tensor | None, batch: int, drop: Tensor | None) -> Tensor:
+    def add_maps(self, x: Tensor, maps: Tensor | None) -> Tensor:
+        """Return `x` (B, C, *) or (B, F, C, *) with the maps of an `Embedded` as further channels.
+
+        Raises:
+            ValueError: The maps have another size.
+        """
+        return x if maps is None else append_maps(x, maps, self.dims)
+
+    def _join(self, parts: list[Embedded]) -> Embedded:
+        vectors = [part.vector for part in parts if part.vector is not None]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        masks = [part.mask for part in parts if part.mask is not None]
+        maps = [part.maps for part in parts if part.maps is not None]
+        return Embedded(
+            vector=torch.stack(vectors).sum(0) if vectors else None,
+            tokens=torch.cat(tokens, dim=1) if tokens else None,
+            mask=torch.cat(masks, dim=1) if masks else None,
+            maps=concatenate_maps(maps, self.dims) if maps else None,
+        )
+
+    def _embed_one(self, name: str, values: Tensor | None, batch: int, drop: Tensor | None) -> Embedded:
         conditioner = cast("Conditioner", self[name])
-        if values is None:
-            return conditioner.null(batch)
-        return conditioner(values, drop)
+        try:
+            part = conditioner.null(batch) if values is None else conditioner(values, drop)
+        except ValueError as error:
+            raise ValueError(f"condition {name!r}: {error}") from None
+        return part if isinstance(part, Embedded) else Embedded(vector=part)
 
     def _check(self, given: Mapping[str, Tensor], batch: int) -> None:
         known = ", ".join(repr(name) for name in self) or "none"
@@ -119,11 +177,35 @@ class Conditioners(nn.ModuleDict):
                 )
 
 
-def make_conditioners(classes: int, vectors: Mapping[str, int] | None, dim: int) -> Conditioners:
-    """Return the conditioner "label" (where there are classes) and one per entry `name -> width` of `vectors`."""
-    chosen: dict[str, nn.Module] = {"label": LabelConditioner(classes, dim)} if classes else {}
-    for name, width in (vectors or {}).items():
-        if name in chosen:
-            raise ValueError("a vector condition is called 'label', which is the name of the class label; rename it.")
-        chosen[name] = VectorConditioner(width, dim)
-    return Conditioners(chosen)
+def make_conditioners(
+    conditions: Mapping[str, ConditionSpec] | None, dim: int, *, tokens: bool = True, dims: int = 0
+) -> Conditioners:
+    """Return one conditioner per condition.
+
+    Args:
+        conditions: name -> what it is, such as `DataSpec.conditions`.
+        dim: Size D of the vector and of the tokens.
+        tokens: Whether the network attends to tokens; if not, texts and embeddings give their summary alone.
+        dims: Spatial axes of the network's data; 0: it takes no maps.
+
+    Raises:
+        ValueError: A map for a network that takes none, or a label whose null is zero.
+    """
+    made = {name: _conditioner(name, part, dim, tokens, dims) for name, part in (conditions or {}).items()}
+    return Conditioners(made, dims=dims)
+
+
+def _conditioner(name: str, spec: ConditionSpec, dim: int, tokens: bool, dims: int) -> nn.Module:
+    if spec.kind == "label":
+        if spec.null == "zero":
+            raise ValueError(f"condition {name!r} is a label, which has no zero; use null='learned'.")
+        return LabelConditioner(len(spec.classes), dim)
+    if spec.kind == "vector":
+        return VectorConditioner(spec.width, dim, null=spec.null)
+    if spec.kind == "text":
+        return TextConditioner(spec.length, dim, tokens=tokens, null=spec.null)
+    if spec.kind == "embedding":
+        return EmbeddingConditioner(spec.width, spec.length, dim, tokens=tokens, null=spec.null)
+    if not dims:
+        raise ValueError(f"condition {name!r} is a map, but these data have no spatial axes; give it as a vector.")
+    return MapConditioner(spec.width, dims, null=spec.null)

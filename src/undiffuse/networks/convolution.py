@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
-from undiffuse.networks.attention import Rotary, SelfAttention
+from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention
 from undiffuse.networks.dropout import Dropout
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
@@ -35,28 +35,31 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """skip(x) + conv(silu(film(conv(silu(x))))), where FiLM scales and shifts by the context.
+    """skip(x) + conv(silu(film(conv(silu(x))))), where FiLM scales and shifts by the context, if there is one.
 
     The last convolution starts at 0, so the block starts as its skip. Source: Dhariwal & Nichol 2021,
     "Diffusion Models Beat GANs", section 3 (adaptive group normalisation), arXiv:2105.05233.
     """
 
-    def __init__(self, dims: int, inputs: int, outputs: int, context_dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dims: int, inputs: int, outputs: int, context_dim: int | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = group_norm(inputs)
         self.conv1 = convolution(dims, inputs, outputs)
-        self.film = nn.Linear(context_dim, 2 * outputs)
+        self.film = nn.Identity() if context_dim is None else nn.Linear(context_dim, 2 * outputs)
         self.norm2 = group_norm(outputs)
         self.dropout = Dropout(dropout)
         self.conv2 = convolution(dims, outputs, outputs, zero_init=True)
         self.skip = nn.Identity() if inputs == outputs else convolution(dims, inputs, outputs, size=1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map `x` (B, C, *) with `context` (B, E) to (B, C', *)."""
         hidden = self.norm2(self.conv1(silu(self.norm1(x))))
-        film = self.film(context).reshape(context.shape[0], -1, *[1] * (x.ndim - 2))
-        scale, shift = film.chunk(2, dim=1)
-        hidden = torch.addcmul(shift, hidden, 1.0 + scale)
+        if context is not None:
+            film = self.film(context).reshape(context.shape[0], -1, *[1] * (x.ndim - 2))
+            scale, shift = film.chunk(2, dim=1)
+            hidden = torch.addcmul(shift, hidden, 1.0 + scale)
         return self.skip(x) + self.conv2(self.dropout(silu(hidden)))
 
 
@@ -92,19 +95,48 @@ class TemporalAttention(nn.Module):
         return x + mixed.reshape(batch, positions, frames, channels).permute(0, 2, 3, 1).reshape(x.shape)
 
 
+class SpatialCrossAttention(nn.Module):
+    """Residual attention of all positions of (B, C, *) to the tokens of a condition; starts as the identity."""
+
+    def __init__(self, channels: int, heads: int, token_dim: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.attention = CrossAttention(channels, heads, token_dim)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (B, C, *) to the same shape; `tokens` (B, L, E) are read where `mask` (B, L) is True."""
+        places = self.norm(x).flatten(2).transpose(1, 2)  # (B, positions, C)
+        return x + self.attention(places, tokens, mask).transpose(1, 2).reshape(x.shape)
+
+
 class UNetBlock(nn.Module):
-    """A residual block, followed by spatial attention where `heads` is given."""
+    """A residual block, followed by spatial attention where `heads` is given, and by attention to the tokens of a
+    condition where `cross` gives (heads, features of the tokens).
+    """
 
     def __init__(
-        self, dims: int, inputs: int, outputs: int, context_dim: int, *, heads: int | None = None, dropout: float = 0.0
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        context_dim: int,
+        *,
+        heads: int | None = None,
+        dropout: float = 0.0,
+        cross: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.residual = ResidualBlock(dims, inputs, outputs, context_dim, dropout)
         self.attention = nn.Identity() if heads is None else SpatialAttention(outputs, heads)
+        self.cross = None if cross is None else SpatialCrossAttention(outputs, *cross)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map `x` (B, C, *) with `context` (B, E) to (B, C', *)."""
-        return self.attention(self.residual(x, context))
+    def forward(self, x: Tensor, context: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Map `x` (B, C, *) with `context` (B, E), and `tokens` (B, L, T) with `mask` (B, L), to (B, C', *)."""
+        x = self.attention(self.residual(x, context))
+        if self.cross is None:
+            return x
+        assert tokens is not None
+        return self.cross(x, tokens, mask)
 
 
 class Upsample(nn.Module):

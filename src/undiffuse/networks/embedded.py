@@ -21,13 +21,17 @@ class Embedded:
         vector: (B, D), modulates every block.
         tokens: (B, L, D), to be attended to.
         mask: (B, L) bool, True where `tokens` are to be read.
-        maps: (B, C, ...), aligned with the data's axes.
+        maps: (B, C, *), or for video also (B, F, C, *), on the data's grid; size 1: the same everywhere.
+        estimate: Last estimate of x_0 (B, *), in the data's shape, for networks that condition on themselves; None: no
+            estimate yet, which they read as zeros. Denoisers take it in model units and give it to networks in unit
+            variance, as they do x.
     """
 
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     maps: Tensor | None = None
+    estimate: Tensor | None = None
 
     @property
     def batch(self) -> int | None:
@@ -48,6 +52,12 @@ class Embedded:
             raise ValueError(f"cannot expand {self.batch} rows to {n}; only a single row can be repeated.")
         return self._map(lambda part: part.expand(n, *part.shape[1:]))
 
+    def texts(self, frames: int) -> Embedded:
+        """Return tokens and mask alone, each row `frames` times in a row: one for every frame of a video."""
+        if self.tokens is None or self.mask is None or frames == 1:
+            return Embedded(tokens=self.tokens, mask=self.mask)
+        return Embedded(tokens=self.tokens.repeat_interleave(frames, 0), mask=self.mask.repeat_interleave(frames, 0))
+
     @staticmethod
     def cat(parts: Sequence[Embedded]) -> Embedded:
         """Concatenate along the batch.
@@ -62,7 +72,10 @@ class Embedded:
             raise ValueError(
                 f"cannot concatenate Embedded that fill different fields: {filled}; embed them with one network."
             )
-        return Embedded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in filled[0]})
+        columns = {name: [getattr(part, name) for part in parts] for name in filled[0]}
+        if "maps" in columns:
+            columns["maps"] = _same_size(columns["maps"])
+        return Embedded(**{name: torch.cat(column) for name, column in columns.items()})
 
     def _parts(self) -> dict[str, Tensor]:
         held = ((field.name, getattr(self, field.name)) for field in fields(self))
@@ -70,6 +83,14 @@ class Embedded:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Embedded:
         return Embedded(**{name: change(part) for name, part in self._parts().items()})
+
+
+def _same_size(maps: list[Tensor]) -> list[Tensor]:
+    """Repeat maps of size 1 (and without frames) to the size of the others."""
+    axes = max(part.ndim for part in maps)
+    maps = [part if part.ndim == axes else part.unsqueeze(1) for part in maps]
+    sizes = [max(column) for column in zip(*(part.shape[1:] for part in maps), strict=True)]
+    return [part.expand(-1, *sizes) for part in maps]
 
 
 register_dataclass(Embedded)

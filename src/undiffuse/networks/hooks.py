@@ -5,11 +5,13 @@
     taken["mid"]
 
 Works on our networks (`network.blocks`) and on any `nn.Module` by the names of its submodules. Hooks are
-removed on exit, also after an error. Give the network itself, not a compiled one.
+removed on exit, also after an error. Give the network itself, not one wrapped by `torch.compile`; compiled blocks
+(`compile_blocks`) run their own code while anyone listens.
 
 A block's name followed by ".attention" means its attention weights (B, heads, queries, keys), softmax already taken:
 "mid.attention" of a U-Net (for video B is clips times frames; "mid.temporal.attention" is among frames, with B clips
-times positions), "block0.attention" of a transformer. With `inputs` it means the scores before the softmax.
+times positions), "block0.attention" of a transformer. ".cross" means those of its attention to a condition's tokens, of
+which the first of each condition is its null: "mid.cross". With `inputs` it means the scores before the softmax.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 
 from torch import nn
 
-from undiffuse.networks.attention import SelfAttention
+from undiffuse.networks.attention import CrossAttention, SelfAttention
+from undiffuse.networks.compilation import eager_blocks
 
 
 class _StopForward(Exception):
@@ -58,6 +61,7 @@ def capture(
     places = {name: find_block(network, name) for name in names}
     last = None if stop_after is None else find_block(network, stop_after)
     with ExitStack() as stack:
+        stack.enter_context(eager_blocks())
         for name, block in places.items():
             _attach(stack, block, _keeper(taken, name), inputs=inputs)
         if last is not None:  # attached last, so that the block's own value is taken before
@@ -80,6 +84,7 @@ def edit(network: nn.Module, changes: Mapping[str, Callable[[Any], Any]], *, inp
     """
     places = {name: find_block(network, name) for name in changes}
     with ExitStack() as stack:
+        stack.enter_context(eager_blocks())
         for name, block in places.items():
             _attach(stack, block, changes[name], inputs=inputs)
         yield
@@ -105,9 +110,16 @@ def find_block(network: nn.Module, name: str) -> nn.Module:
 
 
 def _attention_of(blocks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the attention weights of those blocks that have one self-attention, as "<block>.attention"."""
-    held = {name: [m for m in block.modules() if isinstance(m, SelfAttention)] for name, block in blocks.items()}
-    return {f"{name}.attention": found[0].weights for name, found in held.items() if len(found) == 1}
+    """Return the attention weights of those blocks that have one self- or cross-attention, as "<block>.attention" and
+    "<block>.cross".
+    """
+    weights: dict[str, nn.Module] = {}
+    for kind, suffix in ((SelfAttention, "attention"), (CrossAttention, "cross")):
+        for name, block in blocks.items():
+            found = [module for module in block.modules() if isinstance(module, kind)]
+            if len(found) == 1:
+                weights[f"{name}.{suffix}"] = found[0].weights
+    return weights
 
 
 def _attach(stack: ExitStack, block: nn.Module, change: Callable[[Any], Any], *, inputs: bool) -> None:

@@ -10,7 +10,9 @@ from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.conditioners import make_conditioners
 from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.embeddings import ContextMLP, fourier_features
+from undiffuse.networks.heads import read_heads
 from undiffuse.networks.modulation import ModulatedNorm, ModulatedResidual, zero_linear
+from undiffuse.spec import ConditionSpec
 
 
 class MLP(Backbone):
@@ -23,8 +25,9 @@ class MLP(Backbone):
         features: Size D of the vectors.
         width: Features of the hidden layers.
         depth: Number of residual blocks.
-        classes: Number of labels, 0 for none.
-        vectors: Vector conditions, name -> width.
+        conditions: Conditions by name; of texts and embeddings it reads the summary alone, and maps are refused.
+        self_condition: Whether it reads its last estimate of x_0.
+        variance: Whether it has a head "variance".
     """
 
     def __init__(
@@ -33,35 +36,39 @@ class MLP(Backbone):
         *,
         width: int = 256,
         depth: int = 4,
-        classes: int = 0,
-        vectors: Mapping[str, int] | None = None,
+        conditions: Mapping[str, ConditionSpec] | None = None,
+        self_condition: bool = False,
+        variance: bool = False,
     ) -> None:
-        super().__init__(make_conditioners(classes, vectors, width))
-        self.features = features
+        super().__init__(make_conditioners(conditions, width, tokens=False))
+        self.features, self.self_conditioned, self.learns_variance = features, self_condition, variance
         self.context = ContextMLP(width)
         self.deviation = zero_linear(features, width, bias=False)
-        self.enter = nn.Linear(features, width)
+        self.enter = nn.Linear(features * (1 + self_condition), width)
         self.body = nn.ModuleList(ModulatedResidual(_two_layers(width), width, width) for _ in range(depth))
         self.norm = ModulatedNorm(width, width)
         self.leave = zero_linear(width, features)
+        self.variance = zero_linear(width, features) if variance else None
 
     def forward(self, x: Tensor, noise_level: Tensor | None, cond: Embedded | None = None) -> dict[str, Tensor]:
-        """Map `x` (B, D) to {"out": (B, D)}; `noise_level` is (B,) or (B, D)."""
+        """Map `x` (B, D) to {"out": (B, D)} and, where it is learned, "variance"; `noise_level` is (B,) or (B, D)."""
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"x has shape {tuple(x.shape)}; this MLP expects (B, {self.features}).")
         level = self.noise_level_for(noise_level, x.shape[0], self.features)
         assert level is not None
-        context = self._context(level, self.condition_vector(cond, x.shape[0]))
-        hidden = self.enter(x)
+        cond = self.conditions(cond, x.shape[0])
+        context = self._context(level, cond.vector)
+        hidden = self.enter(self.add_estimate(x, cond, 1))
         for block in self.body:
-            hidden = block(hidden, context)
-        return {"out": self.leave(self.norm(hidden, context))}
+            hidden = self.run(block, hidden, context)
+        hidden = self.norm(hidden, context)
+        return read_heads(hidden, self.leave, self.variance)
 
     @property
     def blocks(self) -> dict[str, nn.Module]:
-        """Named "in", "block0" .. , "out"; outputs (B, width), the last (B, D)."""
+        """Named "in", "block0" .. , "out" and, where there is one, "variance"; outputs (B, width), heads (B, D)."""
         body = {f"block{index}": block for index, block in enumerate(self.body)}
-        return {"in": self.enter, **body, "out": self.leave}
+        return {"in": self.enter, **body, "out": self.leave} | ({"variance": self.variance} if self.variance else {})
 
     def _context(self, level: Tensor, vector: Tensor | None) -> Tensor:
         features = fourier_features(level, self.context.features)

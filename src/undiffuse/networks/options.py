@@ -29,6 +29,7 @@ class MLPOptions:
     kind: Literal["mlp"] = option("mlp", "the network's kind")
     width: int = option(256, "features of the hidden layers")
     depth: int = option(4, "number of residual blocks")
+    self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
     def __post_init__(self) -> None:
         _check_positive(self, "width", "depth")
@@ -48,6 +49,7 @@ class UNetOptions:
     heads: int = option(4, "attention heads")
     temporal: bool = option(False, "video: let frames attend to each other at every level")
     dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
+    self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
     def __post_init__(self) -> None:
         _check_positive(self, "channels", "blocks", "heads")
@@ -108,4 +110,51 @@ class TransformerOptions:
             )
 
 
-NetworkOptions = MLPOptions | UNetOptions | TransformerOptions
+@dataclass(frozen=True, kw_only=True)
+class DiTOptions:
+    """Transformer over patches, for signals, images, volumes and video."""
+
+    kind: Literal["dit"] = option("dit", "the network's kind")
+    width: int = option(256, "features per token")
+    depth: int = option(8, "number of blocks")
+    heads: int = option(4, "attention heads")
+    patch: int = option(2, "side of the patches that become tokens, in pixels (samples, voxels)")
+    ratio: float = option(4.0, "features between the two layers of a feed-forward part, over width")
+    positions: Literal["rope", "learned"] = option(
+        "rope", "how tokens know their place: rotary (any size of input) or learned (the training size only)"
+    )
+    qk_norm: bool = option(False, "normalise queries and keys, which keeps long trainings in bfloat16 stable")
+    temporal: bool | None = option(
+        None, "let the frames of a video attend to each other after every block; none: where the data are video"
+    )
+    dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
+    route: float = option(0.0, "share of tokens that skip the middle blocks in training, in [0, 1); 0.5 saves most")
+    route_first: int = option(2, "first block that routed tokens skip, counted from 0; negative from the end")
+    route_last: int = option(-3, "last block that routed tokens skip, likewise")
+    self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width", "depth", "heads", "patch")
+        _check_fraction("dropout", self.dropout)
+        _check_fraction("route", self.route)
+        if not self.ratio * self.width >= 1:
+            raise ValueError(f"ratio={self.ratio} leaves the feed-forward parts without features; 4 is usual.")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} does not split into heads={self.heads} heads of even size "
+                f"(rotary positions turn pairs of features); use a multiple of {2 * self.heads}."
+            )
+        if self.route and not self.routed_blocks:
+            raise ValueError(
+                f"route={self.route} skips blocks {self.route_first} to {self.route_last}, which are none of "
+                f"depth={self.depth}; set route_first and route_last, for example 1 and -2."
+            )
+
+    @property
+    def routed_blocks(self) -> range:
+        """Blocks that routed tokens skip; empty where the bounds leave none."""
+        first, last = (at + self.depth if at < 0 else at for at in (self.route_first, self.route_last))
+        return range(first, last + 1) if first >= 0 and last < self.depth else range(0)
+
+
+NetworkOptions = MLPOptions | UNetOptions | TransformerOptions | DiTOptions

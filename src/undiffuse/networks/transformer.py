@@ -6,20 +6,22 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from undiffuse.networks.attention import Rotary, SelfAttention
+from undiffuse.networks.attention import Rotary
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.conditioners import make_conditioners
-from undiffuse.networks.dropout import Dropout
 from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.embeddings import ContextMLP
-from undiffuse.networks.modulation import ModulatedNorm, ModulatedResidual, zero_linear
+from undiffuse.networks.modulation import ModulatedNorm, zero_linear
+from undiffuse.networks.transformer_block import TransformerBlock
+from undiffuse.spec import ConditionSpec
 
 
 class Transformer(Backbone):
     """Token ids (B, L) -> logits (B, L, K) over clean tokens.
 
     Positions are rotary, so any length works. Noise level and condition vector modulate every block
-    (adaLN-zero); with neither, it is a plain pre-norm transformer.
+    (adaLN-zero); with neither, it is a plain pre-norm transformer. Every block attends to the tokens of the
+    condition, where there are any.
 
     Args:
         classes_out: Number of clean tokens K.
@@ -28,8 +30,7 @@ class Transformer(Backbone):
         time_dependent: Whether the noise level is read.
         dropout: Share of features dropped in training after attention and feed-forward layers.
         neighbours: Tokens on each side that every block mixes by a convolution before attention; 0 for none.
-        classes: Number of labels, 0 for none.
-        vectors: Vector conditions, name -> width.
+        conditions: Conditions by name; maps are refused.
     """
 
     def __init__(
@@ -43,20 +44,20 @@ class Transformer(Backbone):
         time_dependent: bool = False,
         dropout: float = 0.0,
         neighbours: int = 0,
-        classes: int = 0,
-        vectors: Mapping[str, int] | None = None,
+        conditions: Mapping[str, ConditionSpec] | None = None,
     ) -> None:
-        super().__init__(make_conditioners(classes, vectors, width), time_dependent=time_dependent)
+        super().__init__(make_conditioners(conditions, width), time_dependent=time_dependent)
         self.states = states
         self.head_dim = width // heads
         context_dim = width if time_dependent or len(self.conditioners) else None
+        token_dim = width if "tokens" in self.conditioners.fields else None
         self.context = None if context_dim is None else ContextMLP(width, time_dependent=time_dependent)
         self.embedding = nn.Embedding(states, width)
         nn.init.normal_(
             self.embedding.weight, std=0.02
         )  # small beside the blocks' outputs, which then matter from the start
         self.body = nn.ModuleList(
-            TransformerBlock(width, heads, context_dim, dropout, neighbours) for _ in range(depth)
+            TransformerBlock(width, heads, context_dim, dropout, neighbours, token_dim=token_dim) for _ in range(depth)
         )
         self.norm = ModulatedNorm(width, context_dim)
         self.leave = zero_linear(width, classes_out)
@@ -65,11 +66,12 @@ class Transformer(Backbone):
         """Map ids `x` (B, L) to {"out": (B, L, K)}; `noise_level` is (B,) or (B, L), ignored where time-free."""
         if x.ndim != 2 or x.is_floating_point():
             raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; the transformer expects token ids (B, L).")
-        context = self._context(self.noise_level_for(noise_level, *x.shape), self.condition_vector(cond, x.shape[0]))
+        cond = self.conditions(cond, x.shape[0])
+        context = self._context(self.noise_level_for(noise_level, *x.shape), cond.vector)
         hidden = self.embedding(x)
         rotary = Rotary.make(x.shape[1], self.head_dim, like=hidden)
         for block in self.body:
-            hidden = block(hidden, context, rotary)
+            hidden = self.run(block, hidden, context, rotary, cond.tokens, cond.mask)
         return {"out": self.leave(self.norm(hidden, context))}
 
     @property
@@ -83,46 +85,3 @@ class Transformer(Backbone):
             return None
         context = self.context(level, vector)
         return context[:, None] if context.ndim == 2 else context  # (B, 1 or L, E)
-
-
-class TransformerBlock(nn.Module):
-    """Mixing of neighbours where asked for, then attention and feed-forward, each a modulated residual."""
-
-    def __init__(self, width: int, heads: int, context_dim: int | None, dropout: float, neighbours: int) -> None:
-        super().__init__()
-        self.mixing = NeighbourMixing(width, neighbours) if neighbours else nn.Identity()
-        self.attention = ModulatedResidual(SelfAttention(width, heads, dropout=dropout), width, context_dim)
-        feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), Dropout(dropout)
-        )
-        self.feed_forward = ModulatedResidual(feed_forward, width, context_dim)
-
-    def forward(self, x: Tensor, context: Tensor | None, rotary: Rotary) -> Tensor:
-        """Map tokens (B, L, D)."""
-        return self.feed_forward(self.attention(self.mixing(x), context, rotary), context)
-
-
-class NeighbourMixing(nn.Module):
-    """Adds to each token a learned combination of its neighbours, feature by feature; starts as the identity.
-
-    Attention has to learn who is next to whom before it learns anything of spelling; here that is given, which saves
-    a small model most of its first thousand steps.
-
-    Args:
-        width: Features D per token.
-        neighbours: Tokens n on each side.
-
-    Source: the short convolutions of So et al. 2021, "Primer", arXiv:2109.08668, without causality.
-    """
-
-    def __init__(self, width: int, neighbours: int) -> None:
-        super().__init__()
-        size = 2 * neighbours + 1
-        self.convolution = nn.Conv1d(width, width, size, padding=neighbours, groups=width)
-        nn.init.zeros_(self.convolution.weight)
-        assert self.convolution.bias is not None
-        nn.init.zeros_(self.convolution.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, L, D)."""
-        return x + self.convolution(x.mT).mT

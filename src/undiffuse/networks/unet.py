@@ -15,7 +15,10 @@ from undiffuse.networks.conditioners import make_conditioners
 from undiffuse.networks.convolution import TemporalAttention, UNetBlock, Upsample, convolution, group_norm
 from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.embeddings import ContextMLP
+from undiffuse.networks.frames import context_per_frame, count_frames
+from undiffuse.networks.heads import read_heads
 from undiffuse.networks.options import UNetOptions
+from undiffuse.spec import ConditionSpec
 
 
 class UNet(Backbone):
@@ -29,12 +32,15 @@ class UNet(Backbone):
     The network halves sizes rounding up and doubles back to the size of the skip, so odd sizes work. Each
     level has `blocks` residual blocks down, as many up; the up-blocks read the down-blocks' outputs.
 
+    Conditions modulate every residual block; tokens are attended to behind every self-attention and in the middle;
+    maps are further channels of the input.
+
     Args:
         dims: Spatial dimensions: 1, 2 or 3.
         channels: Channels C of the data.
-        options: Width, depth, attention.
-        classes: Number of labels, 0 for none.
-        vectors: Vector conditions, name -> width.
+        options: Width, depth, attention, self-conditioning.
+        conditions: Conditions by name.
+        variance: Whether it has a head "variance".
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, arXiv:2006.11239.
     """
@@ -45,46 +51,47 @@ class UNet(Backbone):
         channels: int,
         options: UNetOptions | None = None,
         *,
-        classes: int = 0,
-        vectors: Mapping[str, int] | None = None,
+        conditions: Mapping[str, ConditionSpec] | None = None,
+        variance: bool = False,
     ) -> None:
         if dims not in (1, 2, 3):
             raise ValueError(f"dims={dims}; expected 1 (signals), 2 (images, video) or 3 (volumes).")
         options = options or UNetOptions()
         context_dim = 4 * options.channels
-        super().__init__(make_conditioners(classes, vectors, context_dim))
+        super().__init__(make_conditioners(conditions, context_dim, dims=dims))
         self.dims, self.channels, self.options = dims, channels, options
+        self.self_conditioned, self.learns_variance = options.self_condition, variance
         widths = options.widths
         self.context = ContextMLP(context_dim)
-        self.enter = convolution(dims, channels, widths[0])
+        seen = channels * (1 + options.self_condition) + self.conditioners.map_channels
+        self.enter = convolution(dims, seen, widths[0])
         self.down = nn.ModuleList(
             self._level(level, entering=widths[max(level - 1, 0)]) for level in range(len(widths))
         )
         self.reduce = nn.ModuleList(convolution(dims, width, width, stride=2) for width in widths[:-1])
-        self.mid = self._block(len(widths) - 1, widths[-1])
+        self.mid = self._block(len(widths) - 1, widths[-1], attends=True)
         self.enlarge = nn.ModuleList(Upsample(dims, coarse, fine) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(self._level(level, skips=widths[level]) for level in range(len(widths)))
         self.norm = group_norm(widths[0])
         self.leave = convolution(dims, widths[0], channels, zero_init=True)
         # Built last, so that one seed gives the image part of both networks the same weights.
         self.temporal = nn.ModuleDict(self._temporal_blocks() if options.temporal else {})
+        self.variance = convolution(dims, widths[0], channels, zero_init=True) if variance else None
 
     def forward(self, x: Tensor, noise_level: Tensor | None, cond: Embedded | None = None) -> dict[str, Tensor]:
-        """Map `x` (B, C, *) or (B, F, C, *) to {"out": same shape}; `noise_level` is (B,), for video also (B, F)."""
-        is_video = x.ndim == self.dims + 3
-        if x.ndim not in (self.dims + 2, self.dims + 3) or x.shape[-self.dims - 1] != self.channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; this U-Net expects {self.channels} channels and {self.dims} spatial "
-                f"axes, (B, C, *), or (B, F, C, *) for frames."
-            )
-        batch, frames = x.shape[0], x.shape[1] if is_video else 1
-        level = self.noise_level_for(noise_level, batch, frames if is_video else None)
-        context = self.context(level, self.condition_vector(cond, batch))
-        if not is_video:
-            return {"out": self._run(x, context, frames)}
-        context = context if context.ndim == 3 else context[:, None].expand(-1, frames, -1)
-        out = self._run(x.flatten(0, 1), context.flatten(0, 1), frames)
-        return {"out": out.unflatten(0, (batch, frames))}
+        """Map `x` (B, C, *) or (B, F, C, *) to {"out": same shape}; `noise_level` is (B,), for video also (B, F).
+
+        Where it is learned, "variance" of the same shape stands beside it.
+        """
+        batch, frames = x.shape[0], count_frames(x, self.dims, self.channels, "U-Net")
+        level = self.noise_level_for(noise_level, batch, frames)
+        cond = self.conditions(cond, batch)
+        context = self.context(level, cond.vector)
+        x = self.conditioners.add_maps(self.add_estimate(x, cond, x.ndim - self.dims - 1), cond.maps)
+        if frames is None:
+            return self._run(x, context, 1, cond.texts(1))
+        heads = self._run(x.flatten(0, 1), context_per_frame(context, frames), frames, cond.texts(frames))
+        return {name: head.unflatten(0, (batch, frames)) for name, head in heads.items()}
 
     @property
     def blocks(self) -> dict[str, nn.Module]:
@@ -102,29 +109,29 @@ class UNet(Backbone):
             if level < len(self.enlarge):
                 named[f"enlarge{level}"] = self.enlarge[level]
             named |= self._named(f"up{level}", _levels(self.up)[level])
-        return named | {"out": self.leave}
+        return named | {"out": self.leave} | ({"variance": self.variance} if self.variance else {})
 
-    def _run(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
-        """Map frames (N, C, *) with a context each (N, E)."""
+    def _run(self, x: Tensor, context: Tensor, frames: int, read: Embedded) -> dict[str, Tensor]:
+        """Map frames (N, C, *) with a context (N, E), and tokens to read where there are any, each."""
         x, skips = self.enter(x), []
         for level, blocks in enumerate(_levels(self.down)):
             for block in blocks:
-                x = block(x, context)
+                x = self.run(block, x, context, read.tokens, read.mask)
                 skips.append(x)
             x = self._mix_frames(f"down{level}", x, frames)
             if level < len(self.reduce):
                 x = self.reduce[level](x)
-        x = self._mix_frames("mid", self.mid(x, context), frames)
+        x = self._mix_frames("mid", self.run(self.mid, x, context, read.tokens, read.mask), frames)
         for level in reversed(range(len(self.up))):
             if level < len(self.enlarge):
-                x = self.enlarge[level](x, skips[-1].shape[2:])
+                x = self.run(self.enlarge[level], x, skips[-1].shape[2:])
             for block in _levels(self.up)[level]:
-                x = block(torch.cat([x, skips.pop()], dim=1), context)
+                x = self.run(block, torch.cat([x, skips.pop()], dim=1), context, read.tokens, read.mask)
             x = self._mix_frames(f"up{level}", x, frames)
-        return self.leave(silu(self.norm(x)))
+        return read_heads(silu(self.norm(x)), self.leave, self.variance)
 
     def _mix_frames(self, stage: str, x: Tensor, frames: int) -> Tensor:
-        return self.temporal[stage](x, frames) if stage in self.temporal else x
+        return self.run(self.temporal[stage], x, frames) if stage in self.temporal else x
 
     def _level(self, level: int, *, entering: int | None = None, skips: int = 0) -> nn.ModuleList:
         width = self.options.widths[level]
@@ -132,11 +139,14 @@ class UNet(Backbone):
         inputs = [first + skips] + [width + skips] * (self.options.blocks - 1)
         return nn.ModuleList(self._block(level, channels) for channels in inputs)
 
-    def _block(self, level: int, inputs: int) -> UNetBlock:
-        options = self.options
+    def _block(self, level: int, inputs: int, *, attends: bool = False) -> UNetBlock:
+        """Return a block; it reads tokens, if there are any, on a level with self-attention or where it `attends`."""
+        options, context_dim = self.options, 4 * self.options.channels
         heads = options.heads if level in options.attention_levels else None
-        width = options.widths[level]
-        return UNetBlock(self.dims, inputs, width, 4 * options.channels, heads=heads, dropout=options.dropout)
+        reads = "tokens" in self.conditioners.fields and (attends or heads is not None)
+        cross = (options.heads, context_dim) if reads else None
+        width, dropout = options.widths[level], options.dropout
+        return UNetBlock(self.dims, inputs, width, context_dim, heads=heads, dropout=dropout, cross=cross)
 
     def _temporal_blocks(self) -> dict[str, nn.Module]:
         widths, heads = self.options.widths, self.options.heads

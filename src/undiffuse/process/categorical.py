@@ -8,6 +8,9 @@ m the share of lost tokens that are masked, at any time
 where m is 1 for "absorbing", 0 for "uniform" and `mask_share` for "mask-replace". A mask stays a mask going
 up in t. One closed form, O(K) per token, serves all three.
 
+In a table each position is a column with values of its own: `blocks` gives their numbers K_l, column l has the K_l ids
+that follow those of the columns before it, and 1 / K above becomes 1 / K_l on these.
+
 Sources: Austin et al. 2021 (D3PM), arXiv:2107.03006; Gu et al. 2022 (VQ-Diffusion), arXiv:2111.14822;
     Sahoo et al. 2024 (MDLM, SUBS), arXiv:2406.07524.
 """
@@ -50,16 +53,18 @@ class CategoricalProcess:
         classes: Number of data classes K. Ids are 0..K-1; the mask is K.
         keep: Keep schedule.
         mask_share: Share of lost tokens that become masks, for "mask-replace".
+        blocks: Number of classes of each position of (B, L), which add up to K; empty: all K at every position.
 
     Raises:
-        ValueError: An unknown kind, fewer than 1 class, a share outside of (0, 1), a schedule that does not fall
-            from 1, or one that keeps too much at t = 1 for a prior without masks alone.
+        ValueError: An unknown kind, fewer than 1 class, a share outside of (0, 1), blocks that do not add up, a
+            schedule that does not fall from 1, or one that keeps too much at t = 1 for a prior without masks alone.
     """
 
     kind: CategoricalKind
     classes: int
     keep: KeepSchedule = field(default_factory=LinearKeep)
     mask_share: float = 0.9
+    blocks: tuple[int, ...] = ()
     _cache: dict[tuple[str, float, float], tuple[float, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -73,6 +78,8 @@ class CategoricalProcess:
             raise ValueError(
                 f"mask_share={self.mask_share} is outside of (0, 1); use kind='absorbing' for 1 and 'uniform' for 0."
             )
+        if self.blocks and (sum(self.blocks) != self.classes or min(self.blocks) < 1):
+            raise ValueError(f"blocks={self.blocks} must be positive and add up to classes={self.classes}.")
         self._check_schedule()
 
     @property
@@ -119,7 +126,7 @@ class CategoricalProcess:
         """Return q(x_t | x_0) averaged over x_0 ~ `x0_probs` (B, ..., K): probabilities (B, ..., states)."""
         keep, replace, mask = self._marginal(t, x0_probs)
         total = x0_probs.sum(-1, keepdim=True)
-        return self._append(keep * x0_probs + replace / self.classes * total, mask * total)
+        return self._append(keep * x0_probs + replace * self._law(x0_probs) * total, mask * total)
 
     def likelihood(self, x_t: Tensor, t: Time) -> Tensor:
         """Return q(x_t | x_0 = j) for all classes j, up to a factor per token: float64 (B, ..., K).
@@ -133,7 +140,7 @@ class CategoricalProcess:
             seen = own
         else:
             keep, replace, _ = self._marginal(t, own)
-            seen = keep * own + replace / self.classes
+            seen = keep * own + replace * self._law(own)
         return torch.where(self.is_mask(x_t)[..., None], 1.0, seen)
 
     # -- reverse ----------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ class CategoricalProcess:
         weight = torch.where(seen > 0, probs / torch.where(seen > 0, seen, 1.0), 0.0)
         keep, replace, mask = self._marginal(s, probs)
         total = weight.sum(-1, keepdim=True)
-        before = self._append(keep * weight + replace / self.classes * total, mask * total)
+        before = self._append(keep * weight + replace * self._law(probs) * total, mask * total)
         joint = before * self._reached_from(x_t, t, s, probs.dtype)
         mass = joint.sum(-1, keepdim=True)
         return torch.where(mass > 0, joint / torch.where(mass > 0, mass, 1.0), self._one_hot(x_t).to(probs.dtype))
@@ -174,10 +181,14 @@ class CategoricalProcess:
             raise ValueError(f"a process of kind {self.kind!r} has no opening rate; use reverse().")
         return self._evaluate(_opening, s, t)[0]
 
-    def transition_matrix(self, t: float, s: float) -> Tensor:
-        """Return the forward matrix Q[i, j] = q(x_t = j | x_s = i) for s <= t: float64 (states, states)."""
+    def transition_matrix(self, t: float, s: float, position: int = 0) -> Tensor:
+        """Return the forward matrix Q[i, j] = q(x_t = j | x_s = i) for s <= t: float64 (states, states).
+
+        With blocks it is that of one `position`, and rows of ids that the position does not have mean nothing.
+        """
         stay, replace, mask = cast(tuple[float, ...], self._evaluate(_kernel_levels, s, t))
-        among = torch.full((self.classes, self.classes), replace / self.classes, dtype=torch.float64)
+        law = torch.as_tensor(self._law(torch.zeros(0, dtype=torch.float64)), dtype=torch.float64)
+        among = replace * (law[position] if self.blocks else law).expand(self.classes, self.classes)
         matrix = torch.zeros(self.states, self.states, dtype=torch.float64)
         matrix[: self.classes, : self.classes] = among + stay * torch.eye(self.classes, dtype=torch.float64)
         if self.mask_id is not None:
@@ -206,7 +217,13 @@ class CategoricalProcess:
             raise ValueError(f"logits have {logits.shape[-1]} columns; expected {self.classes} or {self.states}.")
         logits = logits[..., : self.classes]
         known = torch.zeros_like(logits).masked_fill(self._one_hot(x_t, self.classes) == 0, -math.inf)
-        return torch.where(self.is_mask(x_t)[..., None], logits, known)
+        return torch.where(self.is_mask(x_t)[..., None], self.within_blocks(logits), known)
+
+    def within_blocks(self, logits: Tensor) -> Tensor:
+        """Rule out the ids that a position does not have: logits (B, L, K), -inf there."""
+        if not self.blocks:
+            return logits
+        return logits.masked_fill(torch.as_tensor(self._law(logits)) == 0, -math.inf)
 
     def check_tokens(self, x: Tensor) -> None:
         """Refuse what is no tensor of token ids.
@@ -236,7 +253,8 @@ class CategoricalProcess:
         if self.kind == "absorbing":
             return torch.full_like(rest, self.classes, dtype=torch.int64)
         width = replace.clamp(min=_TINY) if isinstance(replace, Tensor) else max(replace, _TINY)  # 0 where s = t
-        drawn = (rest / width * self.classes).clamp(0, self.classes - 1).long()
+        count, first = self._ids(rest.device)
+        drawn = first + (rest / width * count).long().clamp(torch.zeros_like(count), count - 1)
         return drawn if self.mask_id is None else torch.where(rest < replace, drawn, self.mask_id)
 
     def _reached_from(self, x_t: Tensor, t: Time, s: Time, dtype: torch.dtype) -> Tensor:
@@ -244,8 +262,22 @@ class CategoricalProcess:
         own = self._one_hot(x_t, self.classes).to(dtype)
         stay, replace, mask = self._kernel(s, t, own)
         masked = self.is_mask(x_t)[..., None]
-        from_class = torch.where(masked, mask, stay * own + replace / self.classes)
+        chance = self._ids(own.device)[0].to(dtype).reciprocal()[..., None]  # to be drawn at its position
+        from_class = torch.where(masked, mask, stay * own + replace * chance)
         return self._append(from_class, masked.to(dtype))
+
+    def _ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the number of ids and the first id of each position, int64 (L,); (1,) where all have the same."""
+        count = torch.tensor(self.blocks or (self.classes,), device=device)
+        return count, count.cumsum(0) - count
+
+    def _law(self, like: Tensor) -> float | Tensor:
+        """Return the law of a token that is drawn again: 1 / K, or with blocks (L, K) in the dtype of `like`."""
+        if not self.blocks:
+            return 1.0 / self.classes
+        count, first = (part[:, None] for part in self._ids(like.device))
+        ids = torch.arange(self.classes, device=like.device)
+        return ((ids >= first) & (ids < first + count)).to(like.dtype) / count
 
     def _append(self, classes: Tensor, mask: Tensor) -> Tensor:
         """Put the column of the mask (..., 1) behind the classes (..., K), where there is one."""

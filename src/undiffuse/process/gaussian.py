@@ -8,8 +8,9 @@ cached Python floats when the time is a Python float, else as tensors broadcast 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Prediction = Literal["data", "noise", "velocity", "v", "edm"]
 BridgeRule = Literal["ddim", "fresh", "brownian"]
 _CACHE_LIMIT = 20_000
+_ZERO = torch.zeros((), device="cpu")  # combines with every dtype and device
 Coefficient = float | Tensor
 Formula = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -52,6 +54,12 @@ class Affine(NamedTuple):
     skip: Coefficient
     out: Coefficient
 
+    def mean(self, x_t: Tensor, output: Tensor) -> Tensor:
+        """Return the mean."""
+        if isinstance(self.skip, float) and not self.skip:
+            return scaled(self.out, output)
+        return plus(scaled(self.skip, x_t), self.out, output)
+
 
 @dataclass(frozen=True)
 class GaussianProcess:
@@ -64,13 +72,13 @@ class GaussianProcess:
 
     schedule: Schedule
     source: Literal["gaussian", "data"] = "gaussian"
-    _cache: dict[tuple[str, object], tuple[float, ...]] = field(
+    _cache: dict[tuple[Hashable, float], tuple[float, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def coefficients(self, t: Time, x: Tensor) -> tuple[Coefficient, Coefficient]:
         """Return (alpha, sigma) at `t`, ready to multiply `x`."""
-        return cast(tuple[Coefficient, Coefficient], self._evaluate("levels", self._levels, t, x))
+        return cast(tuple[Coefficient, Coefficient], self._evaluate("levels", self.schedule.levels, t, x))
 
     def corrupt(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """Return x_t = alpha x_0 + sigma noise. Shapes (B, *)."""
@@ -90,7 +98,7 @@ class GaussianProcess:
                 state of the process.
         """
         alpha, sigma = self.coefficients(t, noise)
-        times = _fit(t.double(), noise) if isinstance(t, Tensor) else t
+        times = fit(t.double(), noise) if isinstance(t, Tensor) else t
         unfit = (alpha > 0.1 * sigma) & (times < 1)  # type: ignore[operator]
         if known is not None:
             unfit = unfit & ~known
@@ -132,10 +140,7 @@ class GaussianProcess:
 
         Noise says nothing about x_0 where alpha is 0, so there its coefficients are those of `schedule.t_max`.
         """
-        skip, out = self.affine(kind, t, x_t, data_std)
-        if isinstance(skip, Tensor) or isinstance(out, Tensor):
-            return skip * x_t + out * output
-        return torch.add(x_t * skip, output, alpha=out) if skip else output * out
+        return self.affine(kind, t, x_t, data_std).mean(x_t, output)
 
     def affine(self, kind: Prediction, t: Time, x: Tensor, data_std: float = 1.0) -> Affine:
         """Return the rule `mean = skip * x_t + out * output` of prediction `kind` (principles, table 2.2).
@@ -145,7 +150,7 @@ class GaussianProcess:
         """
         if kind not in get_args(Prediction):
             raise ValueError(f"prediction={kind!r} is unknown; choose one of {', '.join(get_args(Prediction))}.")
-        return Affine(*self._evaluate(f"{kind}/{data_std}", lambda t: self._affine(kind, t, data_std), t, x))
+        return Affine(*self._evaluate(("affine", kind, data_std), lambda t: self.rule(kind, t, data_std), t, x))
 
     def target(self, kind: Prediction, x0: Tensor, noise: Tensor, t: Time, data_std: float = 1.0) -> Tensor:
         """Return what a network of prediction `kind` must put out for this x_0 and noise. Finite at both ends
@@ -208,7 +213,7 @@ class GaussianProcess:
     ) -> Tensor:
         """Return x_s drawn through `bridge` with the posterior's mean and noise; x_t itself where s = t."""
         bridge = self.bridge(t, s, rule, eta)
-        c_x0, c_eps, std = (_fit(c, x_t) for c in bridge)
+        c_x0, c_eps, std = (fit(c, x_t) for c in bridge)
         x_s = c_x0 * post.mean + c_eps * self.eps(x_t, post, t)
         if noise is not None:
             x_s = x_s + std * noise
@@ -219,7 +224,7 @@ class GaussianProcess:
 
     def renoise(self, x: Tensor, t: Time, s: Time, noise: Tensor) -> Tensor:
         """Return x_s drawn from the forward kernel q(x_s | x_t), for s >= t."""
-        scale, std = (_fit(c, x) for c in self.forward_kernel(t, s))
+        scale, std = (fit(c, x) for c in self.forward_kernel(t, s))
         return scale * x + std * noise
 
     def forward_kernel(self, t: Time, s: Time) -> tuple[Coefficient, Coefficient]:
@@ -243,20 +248,20 @@ class GaussianProcess:
         kept = (scale * self.schedule.sigma(t)) ** 2
         return scale, (self.schedule.sigma(s) ** 2 - kept).clamp(min=0).sqrt()
 
-    def _levels(self, t: Tensor) -> tuple[Tensor, ...]:
-        return self.schedule.levels(t)
-
     def _slopes(self, t: Tensor) -> tuple[Tensor, ...]:
         """Slopes of alpha and sigma; at t = 0 the noise has mean 0, so an infinite sigma' may count as 0."""
         sigma_slope = self.schedule.sigma_slope(t)
         return self.schedule.alpha_slope(t), torch.where(sigma_slope.isfinite(), sigma_slope, 0.0)
 
-    def _affine(self, kind: Prediction, t: Tensor, data_std: float) -> tuple[Tensor, Tensor]:
-        if kind == "noise":
-            t = t.clamp(max=self.schedule.t_max)
-        alpha, sigma = self._levels(t)
+    def rule(
+        self, kind: Prediction, t: Tensor, data_std: float = 1.0, levels: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (skip, out) of `affine` at float64 times; `levels` are alpha and sigma there, where they are known."""
         if kind == "data":
             return torch.zeros_like(t), torch.ones_like(t)
+        if kind == "noise" and self.schedule.t_max < 1:
+            t, levels = t.clamp(max=self.schedule.t_max), None
+        alpha, sigma = levels or self.schedule.levels(t)
         if kind == "noise":
             return 1 / alpha, -sigma / alpha
         if kind == "velocity":
@@ -271,7 +276,7 @@ class GaussianProcess:
         return data_std**2 * alpha / square, data_std * sigma / square.sqrt()
 
     def _bridge(self, t: Tensor, s: Tensor, rule: BridgeRule, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = self._levels(s)
+        alpha, sigma = self.schedule.levels(s)
         if rule == "fresh":
             return alpha, torch.where(t == s, sigma, 0.0), torch.where(t == s, 0.0, sigma)
         h = torch.where(t == s, 0.0, self.schedule.half_logsnr(s) - self.schedule.half_logsnr(t))
@@ -283,35 +288,61 @@ class GaussianProcess:
         kept = torch.exp(-(eta**2) * h)
         return alpha, sigma * kept, sigma * torch.sqrt(-torch.expm1(-2 * eta**2 * h))
 
-    def evaluate(self, name: str, formula: Formula, t: Time) -> tuple[Coefficient, ...]:
+    def evaluate(self, name: Hashable, formula: Formula, t: Time) -> tuple[Coefficient, ...]:
         """Evaluate a formula of float64 times: Python floats, cached under `name`, for a float time, else tensors."""
         if isinstance(t, Tensor):
             return formula(t.double())
-        key = (name, t)
-        if key not in self._cache:
+        found = self._cache.get((name, t))
+        if found is None:
             if len(self._cache) > _CACHE_LIMIT:  # random times would fill it for ever
                 self._cache.clear()
-            self._cache[key] = tuple(float(c) for c in formula(torch.tensor(t, dtype=torch.float64)))
-        return self._cache[key]
+            found = tuple(float(c) for c in formula(torch.tensor(t, dtype=torch.float64)))
+            self._cache[name, t] = found
+        return found
 
-    def prefetch(self, name: str, formula: Formula, times: Sequence[float]) -> None:
+    def prefetch(self, name: Hashable, formula: Formula, times: Sequence[float]) -> None:
         """Evaluate a formula at many float times in one go, for `evaluate` to find."""
         missing = [t for t in dict.fromkeys(times) if (name, t) not in self._cache]
-        columns = [c.tolist() for c in formula(torch.tensor(missing, dtype=torch.float64))] if missing else []
-        self._cache.update({(name, t): row for t, row in zip(missing, zip(*columns, strict=True), strict=False)})
+        if missing:
+            self._keep(name, missing, formula(torch.tensor(missing, dtype=torch.float64)))
 
-    def prefetch_coefficients(self, kind: Prediction, times: Sequence[float], data_std: float = 1.0) -> None:
-        """Prefetch what `coefficients` and `mean_from` of prediction `kind` will ask for."""
-        self.prefetch("levels", self._levels, times)
-        self.prefetch(f"{kind}/{data_std}", lambda t: self._affine(kind, t, data_std), times)
+    def levels_along(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma) along a grid, float64; those of a shared grid are kept for `coefficients`."""
+        alpha, sigma = self.schedule.levels(grid)
+        if grid.ndim == 1:
+            self._keep("levels", grid.tolist(), (alpha, sigma))
+        return alpha, sigma
 
-    def _evaluate(self, name: str, formula: Formula, t: Time, x: Tensor) -> tuple[Coefficient, ...]:
+    def _keep(self, name: Hashable, times: Sequence[float], columns: tuple[Tensor, ...]) -> None:
+        rows = zip(*(c.tolist() for c in columns), strict=True)
+        self._cache.update(zip(zip(repeat(name), times, strict=False), rows, strict=True))
+
+    def prefetch_levels(self, times: Sequence[float]) -> None:
+        """Prefetch what `coefficients` will ask for."""
+        self.prefetch("levels", self.schedule.levels, times)
+
+    def _evaluate(self, name: Hashable, formula: Formula, t: Time, x: Tensor) -> tuple[Coefficient, ...]:
         """`evaluate`, ready to multiply `x`."""
-        return tuple(_fit(c, x) for c in self.evaluate(name, formula, t))
+        found = self.evaluate(name, formula, t)
+        return tuple(fit(c, x) for c in found) if isinstance(t, Tensor) else found
 
 
-def _fit(c: Coefficient, x: Tensor) -> Coefficient:
+def fit(c: Coefficient, x: Tensor) -> Coefficient:
+    """Return a coefficient ready to multiply `x`: a float as it is, a tensor in its dtype and aligned to it."""
     return align(c.to(x.device, x.dtype), x) if isinstance(c, Tensor) else c
+
+
+def scaled(factor: Coefficient, x: Tensor) -> Tensor:
+    """Return factor * x; for a float as 0 + factor * x.
+
+    torch makes a tensor of every number that multiplies, which takes longer than the product of a small state.
+    """
+    return torch.add(_ZERO, x, alpha=factor) if isinstance(factor, float) else factor * x
+
+
+def plus(total: Tensor, factor: Coefficient, x: Tensor) -> Tensor:
+    """Return total + factor * x, in one kernel where the factor is a float."""
+    return torch.add(total, x, alpha=factor) if isinstance(factor, float) else total + factor * x
 
 
 def _as_time(t: Time, other: Time) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import gt
 from typing import Literal, get_args
 
 import torch
@@ -77,12 +78,12 @@ def check_grid(grid: Tensor | Sequence[float], x_shape: tuple[int, ...] | None =
             f"a grid of shape {tuple(grid.shape)} was given; expected (K+1,), or (K+1, B or 1, F or 1), with K at "
             "least 1."
         )
+    if grid.ndim == 1 and _falls(grid.tolist()):
+        return grid
     low, high = torch.aminmax(grid)
     if not (low >= 0 and high <= 1):
         raise PlanError("the grid has times outside [0, 1] or NaN; 0 is clean data and 1 is noise.")
     falls = -grid.diff(dim=0)
-    if grid.ndim == 1 and bool(falls.min() > 0):
-        return grid
     if bool((falls < 0).any()):
         step, *element = (falls < 0).nonzero()[0].tolist()
         where = f" of item {element[0]}, frame {element[1]}" if element else ""
@@ -139,6 +140,11 @@ def random_monotone(rows: int, frames: int, seed: int = 0) -> Tensor:
     inner = KeyedNoise(seed, [0]).uniform("time", 0, (rows - 1, frames))[0].sort(dim=0, descending=True).values
     ends = inner.new_ones(1, frames)
     return torch.cat([ends, inner, 0 * ends])[:, None, :]
+
+
+def _falls(times: list[float]) -> bool:
+    """Whether times lie in [0, 1] and each is below the one before."""
+    return times[0] <= 1 and times[-1] >= 0 and all(map(gt, times, times[1:]))
 
 
 def _check_steps(steps: int) -> None:
@@ -210,11 +216,10 @@ def _table_grid(schedule: Schedule, steps: int, shape: str, end: End, start: flo
     if count > total:
         raise ValueError(f"steps={steps} but this table has only {total} noise levels; use fewer steps.")
     if shape == "linspace":
-        index = torch.linspace(0, total - 1, count, dtype=torch.float64).round().flip(0)
+        index = torch.linspace(0, total - 1, count, dtype=torch.float64).round().tolist()[::-1]
     elif shape == "leading":
-        index = (torch.arange(count, dtype=torch.float64) * (total // count)).flip(0)
+        index = [k * (total // count) for k in reversed(range(count))]
     else:  # it starts at the top and never reaches entry 0 by itself, unlike the two above
-        index = (total - torch.arange(steps, dtype=torch.float64) * (total / steps)).round() - 1
-        index = torch.cat([index, index.new_zeros(count - steps)])
-    times = (index + 1) / total
-    return check_grid(torch.cat([times, times.new_zeros(1)]) if end == "zero" else times)
+        index = [round(total - k * (total / steps)) - 1 for k in range(steps)] + [0] * (count - steps)
+    times = [(i + 1) / total for i in index]
+    return check_grid([*times, 0.0] if end == "zero" else times)

@@ -63,9 +63,9 @@ class TableSchedule(Schedule):
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the left and right knot around each time and the place between them in [0, 1]."""
         knots = self._knots.to(t.device)
-        place = (t * len(self.alphas_cumprod) - 1).clamp(0, len(knots) - 1)
-        left = place.floor().clamp(max=len(knots) - 2).long()
-        return knots[left], knots[left + 1], place - left
+        place = (t * len(self.alphas_cumprod) - 1).clamp_(0, len(knots) - 1)
+        left = place.long().clamp_(max=len(knots) - 2)
+        return knots.take(left), knots[1:].take(left), place - left
 
     def _tail(self, t: Tensor) -> Tensor:
         """Share of the last cell of a zero-SNR table that is left before t = 1; at least 1 before that cell."""

@@ -29,6 +29,8 @@ def evaluation_section(evaluation: Evaluation | dict[str, Any], title: str = "Ev
     section.text("Measured with " + ", ".join(f"{key} {value}" for key, value in made.items()) + ".", "note")
     if evaluation.rows:
         section.table(Evaluation.columns, evaluation.table(), _NUMERIC).text(_HOW_TO_READ, "note")
+    for line in evaluation.warnings:
+        section.text(line, "note")
     _add_figures(section, evaluation)
     for caption, pixels in evaluation.pictures.items():
         section.picture(pixels, caption)

@@ -7,7 +7,7 @@ their ink is a middle grey, so one picture serves both colour schemes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +16,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from undiffuse.process.schedules import Schedule
+
 BLUE, ORANGE, INK = "#2a93b5", "#dd7a2d", "#7d8790"
 _PAGE_DPI = 100  # pixels per inch on the page
 
 
-def loss_curve(steps: Sequence[float], losses: Sequence[float | None], *, smoothing: float = 0.03) -> Figure:
+def loss_curve(
+    steps: Sequence[float],
+    losses: Sequence[float | None],
+    *,
+    smoothing: float = 0.03,
+    measured: Mapping[str, tuple[Sequence[float], Sequence[float | None]]] | None = None,
+) -> Figure:
     """Draw the training loss: every value faintly, and a bias-corrected moving average over `smoothing` of the run.
 
     Values that are missing or not finite leave gaps.
+
+    Args:
+        steps: Step of each loss.
+        losses: Training losses.
+        smoothing: Span of the moving average, as a share of the run.
+        measured: Label -> steps and losses that were measured now and then; at most three.
     """
     figure, axes = _figure(7.2, 3.0)
     values = _floats(losses)
     axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
     axes.plot(steps, moving_average(values, max(1.0, smoothing * len(values))), color=BLUE, linewidth=1.8)
+    for (label, (when, found)), style in zip((measured or {}).items(), ("o-", "s--", "^:"), strict=False):
+        axes.plot(when, _floats(found), style, color=ORANGE, markersize=3.0, linewidth=1.3, label=label)
+    if measured:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     positive = values[np.isfinite(values)]
     if len(positive) and positive.min() > 0 and positive.max() > 20 * positive.min():
         axes.set_yscale("log")
@@ -63,6 +81,76 @@ def loss_by_logsnr(half_logsnr: Sequence[float], curves: Mapping[str, Sequence[f
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return _labelled(figure, axes, "half log-SNR, ln(alpha / sigma)      noise ← → data", "mean loss")
+
+
+def width_curve(widths: Sequence[float], losses: Sequence[float | None], misfits: Sequence[float]) -> Figure:
+    """Draw the held-out loss against the width of the average; hollow where the profile is missed by over a tenth."""
+    figure, axes = _figure(7.2, 2.8)
+    axes.plot(widths, _floats(losses), color=ORANGE, linewidth=1.3)
+    for width, loss, misfit in zip(widths, losses, misfits, strict=True):
+        axes.plot([width], _floats([loss]), "o", color=ORANGE, markersize=5, mfc=ORANGE if misfit <= 0.1 else "none")
+    return _labelled(figure, axes, "relative width of the average", "held-out loss")
+
+
+def loss_weights(schedule: Schedule, names: Sequence[str] | None = None, span: float = 10.0) -> Figure:
+    """Draw what each loss weight, with uniform times, is on the error of the noise, by log-SNR.
+
+    The loss is an integral over the log-SNR of weight x time density x |eps - expected eps|^2. On this footing the
+    evidence bound is flat. Each curve has a mean of 1 over the log-SNRs shown. Weights within 3 % share a line.
+
+    Args:
+        schedule: The schedule; weights "velocity" and "elbo", and the density, depend on it.
+        names: Keys of `LOG_WEIGHTS`; None: all of them.
+        span: Log-SNRs from -span to span are shown, as far as the schedule has them.
+
+    Source: Kingma and Gao 2023, "Understanding diffusion objectives as the ELBO", arXiv:2303.00848, section 3.
+    """
+    figure, axes = _figure(7.2, 4.0)
+    colours = ("#2a93b5", "#dd7a2d", "#4f9d4f", "#b0518f", "#8a6d3b", "#5b6ad0")
+    for number, (label, (log_snr, weight)) in enumerate(_merged(weight_curves(schedule, names, span)).items()):
+        style = ("-", "--", ":")[number // len(colours) % 3]
+        axes.plot(log_snr, weight, style, color=colours[number % len(colours)], linewidth=1.6, label=label)
+    axes.set_yscale("log")
+    axes.set_ylim(3e-3, 3e1)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _labelled(
+        figure, axes, "log-SNR, ln(alpha^2 / sigma^2)      noise ← → data", "weight on the error of the noise"
+    )
+
+
+def weight_curves(
+    schedule: Schedule, names: Sequence[str] | None = None, span: float = 10.0
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return by name the log-SNRs and the values that `loss_weights` draws.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    import torch
+
+    from undiffuse.training.weights import LOG_WEIGHTS, Levels, LossWeight
+
+    ends = 2 * schedule.half_logsnr(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
+    low, high = max(-span, float(ends[0])), min(span, float(ends[1]))
+    log_snr = torch.linspace(low, high, 402, dtype=torch.float64)[1:-1]
+    levels = Levels(schedule, schedule.time(log_snr / 2))
+    curves = {}
+    for name in names or LOG_WEIGHTS:
+        log_weight = LossWeight(name=name).log(levels) - levels.log_snr - levels.log_rate
+        curves[name] = (log_snr.numpy(), torch.exp(log_weight - torch.logsumexp(log_weight, 0)).numpy() * len(log_snr))
+    return curves
+
+
+def _merged(curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, Any]:
+    """Return curves by the names of all that coincide."""
+    merged: list[tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]] = []
+    for name, curve in curves.items():
+        same = next((names for names, other in merged if np.allclose(other[1], curve[1], rtol=0.03)), None)
+        if same is None:
+            merged.append(([name], curve))
+        else:
+            same.append(name)
+    return {", ".join(names): curve for names, curve in merged}
 
 
 def guidance_curve(series: Mapping[str, Sequence[float]]) -> Figure:
@@ -120,6 +208,28 @@ def nearest_histogram(to_train: Sequence[float], to_held_out: Sequence[float]) -
         axes.hist(_floats(values), bins=edges.tolist(), histtype="step", color=colour, linewidth=1.6, label=label)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return _labelled(figure, axes, "distance of a sample, in data units", "samples")
+
+
+def ratio_bars(names: Sequence[str], ratios: Sequence[float], asked: Sequence[float | None]) -> Figure:
+    """Draw ratios as bars with a dotted line at 1, and a tick at what was asked of each; logarithmic where they span.
+
+    Args:
+        names: What was measured.
+        ratios: The figures.
+        asked: What each should reach; None where nothing was asked.
+    """
+    figure, axes = _figure(7.2, 0.8 + 0.34 * len(names))
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, ratios, height=0.55, color=BLUE, alpha=0.85)
+    axes.axvline(1.0, color=INK, linewidth=1.2, linestyle=":")
+    for place, goal in zip(places, asked, strict=True):
+        if goal is not None:
+            axes.plot([goal, goal], [place - 0.36, place + 0.36], color=ORANGE, linewidth=2.2)
+    axes.set_yticks(places, [name if len(name) <= 46 else f"{name[:45]}…" for name in names])
+    positive = [value for value in (*ratios, *(goal for goal in asked if goal)) if value > 0]
+    if positive and max(positive) > 20 * min(positive):
+        axes.set_xscale("log")
+    return _labelled(figure, axes, "ratio", None)
 
 
 def _curve(axes: Axes, series: Mapping[str, Sequence[float]], name: str, colour: str, marker: str) -> None:

@@ -19,14 +19,19 @@ from undiffuse.metrics.results import Evaluation
 from undiffuse.report.elements import Section
 from undiffuse.report.evaluation import evaluation_section
 from undiffuse.report.html import Report
-from undiffuse.report.plots import loss_by_logsnr, loss_curve
+from undiffuse.report.plots import loss_by_logsnr, loss_curve, width_curve
 from undiffuse.training.log import read_log
 from undiffuse.words import human_duration
 
 REPORT_NAME = "report.html"
+SWEEP = "ema/sweep.json"  # where `undiffuse.training.ema_sweep` puts it
 _PREVIEWS_SHOWN = 4
 _LEVELS_SHOWN = 3
 _TEXTS_SHOWN = 4
+_MEASURED = (
+    " With it the averaged model on held-out and on training items, at the same noise levels each time: where the two "
+    "part, it learns its data by heart."
+)
 _TEXT_RULE = "\n\n----\n\n"  # what stands between the texts of a preview
 
 
@@ -103,18 +108,23 @@ def training_section(root: Path) -> Section | None:
     rows = [row for row in log if "loss" in row]
     if not rows:
         return None
-    section = Section("Training").pairs(_course(rows))
+    measured = [row for row in log if "validation" in row]
+    section = Section("Training").pairs(_course(rows) | _held_out(measured))
     bad = rows[-1].get("bad_steps") or 0
     if bad:
         section.text(f"{bad} step(s) had a loss or gradient that was not finite and were skipped.", "warning")
     section.figure(
-        loss_curve([row["step"] for row in rows], [row["loss"] for row in rows]),
-        "Training loss: means between log lines, and their moving average.",
+        loss_curve([row["step"] for row in rows], [row["loss"] for row in rows], measured=_measured(measured)),
+        "Training loss: means between log lines, and their moving average." + (_MEASURED if measured else ""),
     )
     levels = [row for row in log if "levels" in row]
     if levels:
         caption = "Loss by noise level, at several points of the run. Where it stays high is what the model finds hard."
         section.figure(_levels_figure(levels), caption)
+    levels = [row["validation"] | {"step": row["step"]} for row in measured if "levels" in row["validation"]]
+    if levels:
+        section.figure(_levels_figure(levels), "Loss of the averaged model by noise level, on held-out items.")
+    _add_sweep(section, _read_json(root / SWEEP))
     return section
 
 
@@ -153,6 +163,38 @@ def _course(rows: list[dict[str, Any]]) -> dict[str, str]:
         if last.get(name) is not None:
             facts[label] = f"{last[name]:.4g}"
     return facts
+
+
+def _held_out(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the last held-out loss, and the lowest one where that was earlier."""
+    known = [(row["validation"]["loss"], row["step"]) for row in rows if row["validation"].get("loss") is not None]
+    if not known:
+        return {}
+    facts = {"held-out loss": f"{known[-1][0]:.4g}"}
+    lowest, step = min(known)
+    if step != known[-1][1]:
+        facts["lowest held-out loss"] = f"{lowest:.4g} at step {step:,}"
+    return facts
+
+
+def _measured(rows: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float | None]]]:
+    """Return the curves of what was measured on fixed items."""
+    labels = {"loss": "held-out items", "train_loss": "training items, measured alike"}
+    steps = [row["step"] for row in rows]
+    return {
+        label: (steps, [row["validation"].get(name) for row in rows])
+        for name, label in labels.items()
+        if any(name in row["validation"] for row in rows)
+    }
+
+
+def _add_sweep(section: Section, sweep: dict[str, Any] | None) -> None:
+    """Show the held-out loss by width of the average, where `undiffuse ema --sweep` measured it."""
+    rows = (sweep or {}).get("rows") or []
+    if rows:
+        columns = [[row.get(name) for row in rows] for name in ("width", "loss", "misfit")]
+        caption = "Held-out loss by the width of the average; hollow where the snapshots lie too far apart for it."
+        section.figure(width_curve(*columns), caption)
 
 
 def _levels_figure(rows: list[dict[str, Any]]) -> Any:

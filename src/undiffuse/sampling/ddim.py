@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from undiffuse.process.gaussian import BridgeRule
-from undiffuse.sampling.solver import AffineSolver, Columns
+from undiffuse.process.gaussian import BridgeRule, GaussianProcess
+from undiffuse.sampling.learned_variance import LearnedStage, learned_stages
+from undiffuse.sampling.plan import AffineStage, Plan
+from undiffuse.sampling.solver import AffineSolver, Columns, Memory, affine_stages
 from undiffuse.sampling.steps import Steps
 
 
@@ -48,17 +51,21 @@ class DDPM(AffineSolver):
     """Ancestral sampling: x_s drawn from q(x_s | x_t, x_0 = mean).
 
     Args:
-        variance: "small", that of the posterior (optimal for a single data point), or "large", that of
-            q(x_t | x_s) (optimal for Gaussian white data).
+        variance: "small", that of the posterior (optimal for a single data point), "large", that of
+            q(x_t | x_s) (optimal for Gaussian white data), or "learned", small^(1 - v) large^v per element with the v
+            in the posterior's `extras["variance"]`. The bounds are those of the step taken, whatever steps the training
+            had; v means the same on every schedule of equal length alpha^2 + sigma^2. With guidance v is that of the
+            conditional answer.
 
-    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", section 3.2, arXiv:2006.11239.
+    Source: Ho et al. 2020, "Denoising diffusion probabilistic models", section 3.2, arXiv:2006.11239; learned: Nichol &
+        Dhariwal 2021, section 3.1, eq. 15, arXiv:2102.09672.
     """
 
-    variance: Literal["small", "large"] = "small"
+    variance: Literal["small", "large", "learned"] = "small"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance={self.variance!r} is unknown; choose 'small' or 'large'.")
+        if self.variance not in ("small", "large", "learned"):
+            raise ValueError(f"variance={self.variance!r} is unknown; choose 'small', 'large' or 'learned'.")
 
     @property
     def stochastic(self) -> bool:
@@ -66,11 +73,29 @@ class DDPM(AffineSolver):
         return True
 
     def coefficients(self, steps: Steps) -> Columns:
-        """The mean of the eta = 1 bridge, with the variance asked for."""
+        """The mean of the eta = 1 bridge, with the variance asked for; the lower bound of one that is learned."""
         columns = bridge_columns(steps, "ddim", 1.0)
-        if self.variance == "small":
-            return columns
-        return Columns(columns.state, columns.mean, noise=steps.process.forward_kernel(steps.s, steps.t)[1])  # type: ignore[arg-type]
+        return _with_large_variance(columns, steps) if self.variance == "large" else columns
+
+    def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
+        """Write the coefficients of every step, with both bounds where the variance is learned."""
+        if self.variance != "learned":
+            return super().plan(process, grid)
+        steps = Steps(process, grid)
+        small = self.coefficients(steps)
+        both = [affine_stages(columns, grid) for columns in (small, _with_large_variance(small, steps))]
+        return Plan(learned_stages(*both), grid)
+
+    def step(self, stage: AffineStage, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
+        """Apply the affine rule; noise of a learned size is added after it."""
+        if z is None or not isinstance(stage, LearnedStage):
+            return super().step(stage, x, post, memory, z)
+        moved, memory = super().step(stage, x, post, memory, None)
+        return stage.add_noise(moved, z, post), memory
+
+
+def _with_large_variance(columns: Columns, steps: Steps) -> Columns:
+    return Columns(columns.state, columns.mean, noise=steps.process.forward_kernel(steps.s, steps.t)[1])  # type: ignore[arg-type]
 
 
 def bridge_columns(steps: Steps, rule: BridgeRule, eta: float) -> Columns:

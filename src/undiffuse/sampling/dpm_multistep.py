@@ -61,13 +61,12 @@ class DPMpp2M(AffineSolver):
         (before,) = steps.past(1)
         slope = 0.5 * decay if self.variant == "midpoint" else -(decay / ((1 + heat) * h) + 1)
         memory = steps.alpha_s * slope * h / (steps.half_logsnr_t - before)
-        first_order = before.isnan() | (steps.s == 0) | self._lowered(steps)
+        first_order = self._lowered(steps, before.isnan())
         noise = steps.sigma_s * torch.sqrt(-torch.expm1(-2 * heat * h)) if heat else None
         past = ((torch.where(first_order, 0.0, memory),),)
         return Columns(steps.sigma_s / steps.sigma_t * kept, -steps.alpha_s * decay, past, noise)
 
-    def _lowered(self, steps: Steps) -> Tensor:
-        """Mark each element's last step where it is to be of first order."""
-        moving = steps.t > steps.s
-        few = moving.sum(0) < _FEW_STEPS if self.lower_final is None else self.lower_final
-        return moving & (steps.s == steps.grid[-1]) & few
+    def _lowered(self, steps: Steps, first: Tensor) -> Tensor:
+        """Mark the steps of first order: each element's `first`, and its last one where that is to be lowered."""
+        few = steps.count < _FEW_STEPS if self.lower_final is None else self.lower_final
+        return first if few is False else first | (steps.s == steps.grid[-1]) & (steps.s < steps.t) & few

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,11 +16,10 @@ from undiffuse.errors import PlanError, UndiffuseError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grids import check_grid
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.plan import Plan, Renoise, Stage, row_time
-from undiffuse.sampling.solver import Memory, Solver
+from undiffuse.sampling.solver import NOTHING, Memory, Solver
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,15 @@ def sample(
     """
     if denoiser.needs_grad and torch.is_inference_mode_enabled():
         raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
-    x = _first_state(denoiser.process, noise, shape, dtype, start, grid, constraints)
-    if grid is None:  # a solver that draws its own times looks at what is known
+    process = denoiser.process
+    x = _drawn(process, noise, shape, dtype) if start is None else _checked_start(process, start, shape, dtype)
+    plan = None if grid is None else solver.prepare(process, grid, x, noise)
+    if start is None:
+        x = _first_state(process, x, 1.0 if plan is None else row_time(plan.grid[0]), constraints)
+    if plan is None:  # a solver that draws its own times looks at what is known
         x = _enter(constraints, x, 1.0, 0, noise)
-    plan = solver.prepare(denoiser.process, grid, x, noise).to(x)
+        plan = solver.prepare(process, None, x, noise)
+    plan = plan.to(x)
     denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
     ask: Callable[..., Any] = denoiser
     if grad == "checkpoint":
@@ -104,6 +109,10 @@ def sample(
 class _Answers:
     """Asks the denoiser and counts evaluations; with `reuse`, a state that has not changed is not asked about again.
 
+    A self-conditioned denoiser is told its last answer: whatever the stage, also after noise was added (the answer is
+    still the best guess of where the sample goes), for frozen elements as for others, and before any correction by a
+    constraint. Training shows a network its own answers and nothing else; a correction reaches it through the state.
+
     Raises:
         PlanError: Answers are to be reused but depend on the time.
     """
@@ -118,6 +127,8 @@ class _Answers:
         self.embedded = embedded
         self.reuse = reuse
         self.last: tuple[Tensor, Any] | None = None
+        self.remembers = denoiser.self_conditioned
+        self.estimate: Tensor | None = None
         self.nfe = 0
 
     def __call__(self, x: Tensor, t: Time) -> Any:
@@ -125,7 +136,10 @@ class _Answers:
         if self.reuse and self.last is not None and torch.equal(self.last[0], x):
             return self.last[1]
         self.nfe += self.denoiser.calls(t)
-        post = self.ask(x, t, self.embedded)
+        cond = self.embedded if self.estimate is None else self.denoiser.with_estimate(self.embedded, self.estimate)
+        post = self.ask(x, t, cond)
+        if self.remembers:
+            self.estimate = post.mean
         if self.reuse:
             self.last = (x, post)
         return post
@@ -142,15 +156,14 @@ def _walk(
     keep: bool,
 ) -> list[Tensor]:
     """Run the entries of the plan; return all states at grid times where `keep`, else the last alone."""
-    states, memory, opened = [x], Memory(), False
+    states, memory, opened = [x], NOTHING, False
     for entry in plan.entries:
         if not opened:
-            x = _enter(constraints, x, entry.t, entry.step, noise)
-            opened = True
+            x, opened = _enter(constraints, x, entry.t, entry.step, noise), True
         z = solver.draw(entry, x, noise)
         if isinstance(entry, Renoise):
             assert z is not None
-            x, memory = x * entry.scale + z * entry.std, Memory()
+            x, memory = x * entry.scale + z * entry.std, NOTHING
             continue
         if not solver.idle(entry, x):
             post = answers(x, entry.t)
@@ -186,42 +199,46 @@ def _leave(
 ) -> tuple[Tensor, Memory]:
     for constraint in constraints:
         x, edited = constraint.leave(x, stage.s, stage.step, noise)
-        memory = Memory() if edited else memory
+        memory = NOTHING if edited else memory
     return x, memory
 
 
-def _first_state(
-    process: GaussianProcess | CategoricalProcess,
-    noise: NoiseSource,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    start: Tensor | None,
-    grid: Tensor | None,
-    constraints: Sequence[Constraint],
+def _drawn(
+    process: GaussianProcess | CategoricalProcess, noise: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    if start is not None:
-        if tuple(start.shape[1:]) != tuple(shape):
-            raise PlanError(f"start has item shape {tuple(start.shape[1:])}; the model's items are {tuple(shape)}.")
-        return start if isinstance(process, CategoricalProcess) else start.to(dtype)
+    """The random numbers that the first state is made of, in its shape."""
     gaussian = isinstance(process, GaussianProcess)
-    z = noise.normal("init", 0, shape, dtype) if gaussian else noise.uniform("init", 0, shape)
-    if grid is not None and grid.ndim == 3:
-        check_grid(grid, tuple(z.shape))  # before its first row meets the state
-    first = 1.0 if grid is None else row_time(grid[0])
+    return noise.normal("init", 0, shape, dtype) if gaussian else noise.uniform("init", 0, shape)
+
+
+def _first_state(
+    process: GaussianProcess | CategoricalProcess, drawn: Tensor, first: Time, constraints: Sequence[Constraint]
+) -> Tensor:
+    """The state of pure noise at the times `first`."""
     if isinstance(process, GaussianProcess):
         given = [constraint.known for constraint in constraints if constraint.known is not None]
         known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
         try:
-            return process.prior(z, first, known)
+            return process.prior(drawn, first, known)
         except ValueError as error:
             raise PlanError(f"{error} Give start, the noisy data there.") from error
     if bool((torch.as_tensor(first) < 1).any()):
         raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
-    return process.prior(z)
+    return process.prior(drawn)
+
+
+def _checked_start(
+    process: GaussianProcess | CategoricalProcess, start: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    if tuple(start.shape[1:]) != tuple(shape):
+        raise PlanError(f"start has item shape {tuple(start.shape[1:])}; the model's items are {tuple(shape)}.")
+    return start if isinstance(process, CategoricalProcess) else start.to(dtype)
 
 
 def _check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:
     """Refuse what is no data; categorical draws from weights that are NaN leave ids beyond the classes."""
+    if x.is_floating_point() and math.isfinite(x.detach().sum()):  # a sum of which one part is not finite never is
+        return
     sound = x < process.classes if isinstance(process, CategoricalProcess) else x.isfinite()
     if not bool(sound.all()):
         bad, what = int((~sound).flatten(1).any(1).sum()), "finite" if x.is_floating_point() else "made of data classes"

@@ -13,7 +13,18 @@ class SampleOptions:
     """How the trained model samples unless told otherwise. None leaves a choice to the kind of process."""
 
     solver: (
-        Literal["ddim", "ddpm", "euler", "heun", "edm-heun", "dpm++2m", "sde-dpm++2m", "ancestral", "first-hitting"]
+        Literal[
+            "ddim",
+            "ddpm",
+            "ddpm-learned",
+            "euler",
+            "heun",
+            "edm-heun",
+            "dpm++2m",
+            "sde-dpm++2m",
+            "ancestral",
+            "first-hitting",
+        ]
         | None
     ) = option(None, "rule that steps; none: dpm++2m, or first-hitting for tokens")
     steps: int | None = option(None, "steps; none: 25, or one per token")

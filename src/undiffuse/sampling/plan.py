@@ -40,21 +40,19 @@ class Stage:
 class AffineStage(Stage):
     """A stage of the shared affine rule
 
-        x = start * x_start + state * x + sum_i means_i D_i + sum_j past_j (D_past_j - D_now) + noise * z.
+        x = start * x_start + state * x + sum_i means_i D_i + noise * z.
 
     Args:
         state: Factor of the current state.
-        means: Factors of the posterior means met in this step, oldest first, the current one last.
+        means: Factors of the posterior means, newest first: those met in this step, then those of earlier steps.
+            `means[m]` is for m remembered earlier steps, so there is one more than the solver remembers at most.
         start: Factor of the state at the beginning of the step; None where that is the current state.
-        past: `past[m - 1]` holds the factors of the m newest remembered means, newest first. Memory enters as a
-            difference, so where nothing is remembered the rest is a first-order step by itself.
         noise: Standard deviation of fresh noise; None for none.
     """
 
     state: Coefficient
-    means: tuple[Coefficient, ...]
+    means: tuple[tuple[Coefficient, ...], ...]
     start: Coefficient | None = None
-    past: tuple[tuple[Coefficient, ...], ...] = ()
     noise: Coefficient | None = None
 
 

@@ -11,6 +11,7 @@ from undiffuse.words import did_you_mean
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("undiffuse.sampling.ddim:DDIM", {}),
     "ddpm": ("undiffuse.sampling.ddim:DDPM", {}),
+    "ddpm-learned": ("undiffuse.sampling.ddim:DDPM", {"variance": "learned"}),
     "euler": ("undiffuse.sampling.euler:Euler", {}),
     "heun": ("undiffuse.sampling.euler:Heun", {}),
     "edm-heun": ("undiffuse.sampling.euler:EDMHeun", {}),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from itertools import count, pairwise, repeat
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,24 +18,28 @@ from torch import Tensor
 from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.gaussian import GaussianProcess, plus, scaled
 from undiffuse.process.grids import check_grid
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
 from undiffuse.sampling.steps import Steps
 
 
-class Memory(NamedTuple):
-    """What a run remembers between stages.
+@dataclass(slots=True)
+class Memory:
+    """What a run remembers between stages. Never changed, like the entries of a plan.
 
     Args:
         start: State at the beginning of the current step; None between steps.
-        means: Posterior means met in the current step, oldest first.
+        means: Posterior means met in the current step, newest first.
         past: Posterior means of earlier steps, newest first.
     """
 
     start: Tensor | None = None
     means: tuple[Tensor, ...] = ()
     past: tuple[Tensor, ...] = ()
+
+
+NOTHING = Memory()
 
 
 class Solver(ABC):
@@ -97,7 +102,13 @@ class Solver(ABC):
 
 @dataclass(frozen=True)
 class Columns:
-    """Coefficients of all steps of a one-evaluation solver, float64 (K,) or (K, B, F); see `AffineStage`."""
+    """Coefficients of all steps of a one-evaluation solver, float64 (K,) or (K, B, F):
+
+        x = state * x + mean * D_now + sum_j past[m - 1][j] (D_past_j - D_now) + noise * z
+
+    with the m newest remembered means, newest first. Memory enters as a difference, so where nothing is remembered
+    the rest is a first-order step by itself.
+    """
 
     state: Tensor
     mean: Tensor
@@ -126,86 +137,76 @@ class AffineSolver(Solver):
 
     def step(self, stage: AffineStage, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
         """Apply the shared affine rule and update the memory."""
-        now, weight = post.mean, stage.means[-1]
-        known = min(len(memory.past), len(stage.past))
-        past = stage.past[known - 1] if known else ()
-        for factor in past:  # c (D_past - D_now), with the second part taken into the weight of D_now
-            weight = weight - factor
-        moved = _add(x * stage.state, weight, now)
-        for factor, mean in zip(past, memory.past, strict=False):
-            moved = _add(moved, factor, mean)
-        for factor, mean in zip(stage.means[:-1], memory.means, strict=True):
-            moved = _add(moved, factor, mean)
+        met = (post.mean, *memory.means)
+        means = (*met, *memory.past)
+        moved = scaled(stage.state, x)
+        for i, factor in enumerate(stage.means[min(len(memory.past), len(stage.means) - 1)]):
+            moved = plus(moved, factor, means[i])
         if stage.start is not None:
-            moved = _add(moved, stage.start, memory.start)
+            assert memory.start is not None
+            moved = plus(moved, stage.start, memory.start)
         if z is not None:
-            moved = _add(moved, stage.noise, z)
+            assert stage.noise is not None
+            moved = plus(moved, stage.noise, z)
         if stage.frozen is not None:
             moved = torch.where(stage.frozen, x, moved)
-        return moved, _remember(stage, x, now, memory)
+        return moved, _remember(stage, x, met, memory)
 
 
-def _add(total: Tensor, factor: Any, x: Any) -> Tensor:
-    """total + factor * x, in one kernel where the factor is a float."""
-    return total + factor * x if isinstance(factor, Tensor) else torch.add(total, x, alpha=factor)
-
-
-def _remember(stage: AffineStage, x: Tensor, now: Tensor, memory: Memory) -> Memory:
-    """Add the current mean: within the step, or, where the step closes, to the past of the elements that moved."""
+def _remember(stage: AffineStage, x: Tensor, met: tuple[Tensor, ...], memory: Memory) -> Memory:
+    """Keep the means met within the step, or, where it closes, the first of them for the elements that moved."""
     if not stage.closes:
-        return Memory(memory.start if memory.start is not None else x, (*memory.means, now), memory.past)
-    if not stage.past:
-        return Memory()
-    first = memory.means[0] if memory.means else now
-    past = (first, *memory.past)[: len(stage.past)]
+        return Memory(memory.start if memory.start is not None else x, met, memory.past)
+    if len(stage.means) == 1:
+        return NOTHING
+    past = (met[-1], *memory.past)[: len(stage.means) - 1]
     if stage.frozen is not None:
         older = (*memory.past, *past[len(memory.past) :])
         past = tuple(torch.where(stage.frozen, old, new) for old, new in zip(older, past, strict=False))
-    return Memory(past=past)
+    return Memory(None, (), past)
 
 
 def affine_stages(columns: Columns, grid: Tensor) -> tuple[Stage, ...]:
     """Turn columns into stages: exact ends, frozen elements, Python floats where the grid is shared."""
-    t, s = grid[:-1], grid[1:]
-    ends = s == 0
-    state = torch.where(ends, 0.0, columns.state)
-    mean = torch.where(ends, 1.0, columns.mean)
-    past = tuple(tuple(torch.where(ends, 0.0, c) for c in row) for row in columns.past)
-    noise = None if columns.noise is None else torch.where(ends, 0.0, columns.noise)
     if grid.ndim == 1:
-        return _shared_stages(grid, state, mean, past, noise)
-    frozen = s == t
-    keep = [torch.where(frozen, 0.0, c) for c in (state, mean)]
+        return _shared_stages(columns, grid.tolist())
+    t, s = grid[:-1], grid[1:]
+    ends, frozen = s == 0, s == t
+    state = torch.where(frozen | ends, 0.0, columns.state)
+    rows = [[torch.where(frozen, 0.0, torch.where(ends, at_end, c)) for c, at_end in row] for row in _rules(columns)]
+    noise = None if columns.noise is None else torch.where(frozen | ends, 0.0, columns.noise)
     return tuple(
         AffineStage(
             step=k,
             t=row_time(t[k]),
             s=row_time(s[k]),
             frozen=frozen[k] if bool(frozen[k].any()) else None,
-            state=keep[0][k],
-            means=(keep[1][k],),
-            past=tuple(tuple(torch.where(frozen[k], 0.0, c[k]) for c in row) for row in past),
-            noise=None if noise is None else torch.where(frozen[k], 0.0, noise[k]),
+            state=state[k],
+            means=tuple(tuple(c[k] for c in row) for row in rows),
+            noise=None if noise is None else noise[k],
         )
         for k in range(len(t))
     )
 
 
-def _shared_stages(
-    grid: Tensor, state: Tensor, mean: Tensor, past: tuple[tuple[Tensor, ...], ...], noise: Tensor | None
-) -> tuple[Stage, ...]:
-    times, states, means = grid.tolist(), state.tolist(), mean.tolist()
-    pasts = [[c.tolist() for c in row] for row in past]
-    stds = [0.0] * len(states) if noise is None else noise.tolist()
+def _rules(columns: Columns) -> list[list[tuple[Tensor, float]]]:
+    """Factors of the current mean and of m = 0, 1, ... remembered ones, with the values they take in a step to 0."""
+    rows = [(columns.mean,)] + [(columns.mean - sum(row[1:], start=row[0]), *row) for row in columns.past]
+    return [[(c, 0.0 if age else 1.0) for age, c in enumerate(row)] for row in rows]
+
+
+def _shared_stages(columns: Columns, times: list[float]) -> tuple[Stage, ...]:
+    """The stages of a shared grid: Python floats, and only the last step can end at 0."""
+
+    def numbers(column: Tensor, at_end: float = 0.0) -> list[float]:
+        values = column.tolist()
+        return [*values[:-1], at_end] if times[-1] == 0 else values
+
+    rows = [zip(*(numbers(c, at_end) for c, at_end in row), strict=True) for row in _rules(columns)]
+    stds = repeat(None) if columns.noise is None else numbers(columns.noise)
     return tuple(
-        AffineStage(
-            step=k,
-            t=times[k],
-            s=times[k + 1],
-            state=states[k],
-            means=(means[k],),
-            past=tuple(tuple(c[k] for c in row) for row in pasts),
-            noise=stds[k] or None,
+        AffineStage(step=k, t=t, s=s, state=state, means=means, noise=std or None)
+        for k, (t, s), state, means, std in zip(
+            count(), pairwise(times), numbers(columns.state), zip(*rows, strict=True), stds, strict=False
         )
-        for k in range(len(states))
     )

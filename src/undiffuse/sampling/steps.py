@@ -21,46 +21,60 @@ class Steps:
     def __init__(self, process: GaussianProcess, grid: Tensor) -> None:
         self.process = process
         self.grid = grid
-        self.t, self.s = grid[:-1], grid[1:]
+
+    @cached_property
+    def t(self) -> Tensor:
+        """Start of each step."""
+        return self.grid[:-1]
+
+    @cached_property
+    def s(self) -> Tensor:
+        """Its end."""
+        return self.grid[1:]
 
     @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:
-        return self.process.schedule.levels(self.grid)
+        return self.process.levels_along(self.grid)
 
     @cached_property
     def _half_logsnr(self) -> Tensor:
         alpha, sigma = self._levels
         return torch.log(alpha) - torch.log(sigma)
 
-    @property
+    @cached_property
     def alpha_t(self) -> Tensor:
         """Signal scale at the start of each step."""
         return self._levels[0][:-1]
 
-    @property
+    @cached_property
     def alpha_s(self) -> Tensor:
         """Signal scale at its end."""
         return self._levels[0][1:]
 
-    @property
+    @cached_property
     def sigma_t(self) -> Tensor:
         """Noise scale at the start of each step."""
         return self._levels[1][:-1]
 
-    @property
+    @cached_property
     def sigma_s(self) -> Tensor:
         """Noise scale at its end."""
         return self._levels[1][1:]
 
-    @property
+    @cached_property
     def half_logsnr_t(self) -> Tensor:
         """Half log-SNR at the start of each step."""
         return self._half_logsnr[:-1]
 
-    @property
+    @cached_property
     def h(self) -> Tensor:
         """Rise of half log-SNR in each step."""
         return self._half_logsnr.diff(dim=0)
+
+    @property
+    def count(self) -> int | Tensor:
+        """Number of steps in which something moves, of each element where the grid has elements."""
+        return len(self.grid) - 1 if self.grid.ndim == 1 else (self.s < self.t).sum(0)
 
     def past(self, memory: int) -> list[Tensor]:
         """Half log-SNR at the start of the `memory` moving steps before each step, newest first; NaN for none.

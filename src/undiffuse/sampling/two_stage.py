@@ -62,7 +62,7 @@ def two_stage_plan(
                 frozen=stage.frozen,
                 start=c_start,
                 state=c_state,
-                means=(c_first, c_second),
+                means=((c_second, c_first),),
             )
         )
     return Plan(tuple(entries), grid)

@@ -14,6 +14,7 @@ from undiffuse.process.keep import make_keep
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
+from undiffuse.training.augment import augmented_spec
 from undiffuse.training.categorical import CategoricalELBO, MaskedELBO, categorical_process
 from undiffuse.training.denoising import gaussian_process, make_denoising, parametrisation
 from undiffuse.training.objectives import Objective
@@ -27,7 +28,8 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     """Build the process for the data that `spec` describes."""
     if isinstance(options, GaussianOptions):
         return GaussianProcess(make_schedule(options.schedule, **options.schedule_options))
-    return CategoricalProcess(options.corruption, spec.categories, make_keep(options.keep), options.mask_share)
+    blocks = tuple(spec.columns.values())
+    return CategoricalProcess(options.corruption, spec.categories, make_keep(options.keep), options.mask_share, blocks)
 
 
 def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser:
@@ -39,10 +41,12 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     if spec.is_discrete != isinstance(recipe.process, CategoricalOptions):
         recipe_name = "text" if spec.is_discrete else "image or vector"
         raise ConfigError(f"process={recipe.process.kind} does not fit {spec.kind} data; use recipe {recipe_name}.")
+    spec = augmented_spec(spec, recipe.data)
     process = make_process(recipe.process, spec)
     states = process.states if isinstance(process, CategoricalProcess) else None
     try:
-        network = build_network(recipe.model, spec, states=states, seed=recipe.train.seed)
+        variance = isinstance(recipe.objective, DenoisingOptions) and recipe.objective.learn_variance
+        network = build_network(recipe.model, spec, states=states, seed=recipe.train.seed, variance=variance)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if isinstance(process, CategoricalProcess):
@@ -62,6 +66,7 @@ def make_objective(options: ObjectiveOptions, denoiser: Denoiser) -> Objective:
         if isinstance(options, DenoisingOptions):
             process = gaussian_process(denoiser)
             _check_frames(options, denoiser)
+            _check_variance(options, denoiser)
             return make_denoising(options, process.schedule, parametrisation(denoiser)[1])
         categorical = categorical_process(denoiser)
     except ValueError as error:
@@ -74,6 +79,15 @@ def make_objective(options: ObjectiveOptions, denoiser: Denoiser) -> Objective:
             f"objective=categorical-elbo."
         )
     return MaskedELBO(options.sampling, drop=options.drop)
+
+
+def _check_variance(options: DenoisingOptions, denoiser: Denoiser) -> None:
+    if options.learn_variance != getattr(denoiser, "learns_variance", False):
+        given = "no variance head" if options.learn_variance else "a variance head, which would not be trained"
+        raise ValueError(
+            f"learn_variance={str(options.learn_variance).lower()}, but the network has {given}; build it with "
+            f"build_network(..., variance={options.learn_variance})."
+        )
 
 
 def _check_frames(options: DenoisingOptions, denoiser: Denoiser) -> None:

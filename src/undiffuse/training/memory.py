@@ -18,6 +18,7 @@ from undiffuse.errors import TrainingError
 from undiffuse.networks.build import build_network
 from undiffuse.process.options import CategoricalOptions
 from undiffuse.spec import DataSpec
+from undiffuse.training.augment import augmented_spec
 from undiffuse.training.recipe import Recipe
 from undiffuse.training.stream import block_elements
 from undiffuse.words import human_bytes
@@ -38,16 +39,22 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
     """Return the size of a recipe's network on this data, and its memory in training.
 
     Weights, gradients and two moments in float32, one copy per average, what a forward pass of one part of a
-    batch keeps for the backward pass, and a block of corrupted batches.
+    batch keeps for the backward pass, and a block of corrupted batches. With `train.shard` each process has a slice of
+    the weights and of what belongs to them, and beside it, at worst, the whole network once gathered and once averaged.
     """
     own_rows = max(1, recipe.train.batch_size // processes)
     rows = max(1, own_rows // recipe.train.accumulate)
+    spec = augmented_spec(spec, recipe.data)
     with FakeTensorMode():
-        network = build_network(recipe.model, spec, states=_states(recipe, spec)).eval()
+        variance = getattr(recipe.objective, "learn_variance", False)
+        network = build_network(recipe.model, spec, states=_states(recipe, spec), variance=variance).eval()
+        network.recomputes = recipe.train.checkpoint_activations
         parameters = sum(p.numel() for p in network.parameters())
         kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
     share = 0.5 if recipe.train.precision == "bfloat16" else 1.0
-    copies = 4 + len(recipe.train.ema)
+    copies: float = 4 + len(recipe.train.ema)
+    if recipe.train.shard and processes > 1:
+        copies = copies / processes + 2
     block = _BLOCK_BYTES * block_elements(spec, own_rows)
     return Footprint(parameters, int(4 * parameters * copies + _BACKWARD_SHARE * share * kept) + block)
 
@@ -74,7 +81,9 @@ def place_data(dataset: Dataset, need: Footprint, device: torch.device) -> Datas
 
 def data_bytes(dataset: Dataset) -> int:
     """Return the bytes of the tensors that a data set holds."""
-    return sum(value.nbytes for value in vars(dataset).values() if isinstance(value, Tensor))
+    values = vars(dataset).values()
+    held = [part for value in values for part in (value.values() if isinstance(value, dict) else [value])]
+    return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
 
 def free_on(device: torch.device) -> int | None:

@@ -36,6 +36,7 @@ class Corrupted:
         half_logsnr: Noise level per sample, float64 (N,).
         cond: Conditions by name, as the data set gave them.
         drop: Condition name -> (N,) bool, True where the null takes its place.
+        extras: What else an objective drew for its score.
     """
 
     x: Tensor
@@ -45,11 +46,12 @@ class Corrupted:
     half_logsnr: Tensor | None = None
     cond: dict[str, Tensor] = field(default_factory=dict)
     drop: dict[str, Tensor] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int) -> Corrupted:
         """Return rows [start, stop) as views."""
         cut: dict[str, Any] = {name: part[start:stop] for name, part in self._tensors().items()}
-        for group in ("cond", "drop"):
+        for group in ("cond", "drop", "extras"):
             cut[group] = {name: part[start:stop] for name, part in getattr(self, group).items()}
         return replace(self, **cut)
 
@@ -93,16 +95,21 @@ class Objective(nn.Module, ABC):
         """Corrupt and score one batch."""
         return self.score(denoiser, self.prepare(denoiser, batch, noise, len(batch["x"])))
 
-    def observe(self, corrupted: Corrupted, per_sample: Tensor) -> None:
-        """Learn from the losses of a batch, after its optimizer step. Nothing by default."""
+    def observe(self, t: Tensor, per_sample: Tensor) -> None:
+        """Learn from the losses (B,) at times (B,) of a whole batch, after its optimizer step. Nothing by default."""
 
-    def conditions(self, batch: dict[str, Any], noise: NoiseSource) -> dict[str, Any]:
-        """Return `cond` and `drop` of a batch; each condition is dropped on its own, stream "class"."""
+    def conditions(
+        self, batch: dict[str, Any], noise: NoiseSource, kept: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        """Return `cond` and `drop` of a batch; each condition is dropped on its own, stream "class".
+
+        Those in `kept` (`Denoiser.kept_conditions`) are never dropped, for their null is a value like others.
+        """
         cond: dict[str, Tensor] = dict(batch.get("cond") or {})
         if not self.drop:
             return {"cond": cond, "drop": {}}
-        names = sorted(cond)
-        return {"cond": cond, "drop": {name: noise.uniform("class", i, ()) < self.drop for i, name in enumerate(names)}}
+        dropped = [(i, name) for i, name in enumerate(sorted(cond)) if name not in kept]
+        return {"cond": cond, "drop": {name: noise.uniform("class", i, ()) < self.drop for i, name in dropped}}
 
 
 def answer(denoiser: Denoiser, corrupted: Corrupted) -> Any:

@@ -7,8 +7,10 @@ from typing import Literal
 
 from undiffuse.words import option
 
+_PLACE = ("device", "shard", "checkpoint_activations", "compile")
 _WRITING = ("log_every", "checkpoint_every", "keep", "preview_every", "previews", "max_bad_steps")
-RUNTIME_KEYS = frozenset(f"train.{name}" for name in ("device", *_WRITING))
+_WATCHING = ("snapshot_every", "snapshot_dtype", "validate_every", "validate_items", "trackers")
+RUNTIME_KEYS = frozenset(f"train.{name}" for name in (*_PLACE, *_WRITING, *_WATCHING))
 """Keys that change where a run computes and what it writes but not what it learns: a resumption may change them."""
 
 
@@ -45,9 +47,20 @@ class DenoisingOptions:
     importance: bool = option(False, "divide by the density of the times, so that it changes the variance only")
     p_async: float = option(0.0, "video: share of clips whose frames get independent times (0.2 is usual)")
     async_per: Literal["clip", "batch"] = option("clip", "video: draw that choice per clip or per batch")
+    learn_variance: bool = option(
+        False, "train a second head for the variance of a step, for sample.solver=ddpm-learned"
+    )
+    vlb_weight: float = option(0.001, "learn_variance: weight of the variational bound beside the loss")
+    levels: int = option(1000, "learn_variance: number of noise levels of the bound")
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
+        if not self.vlb_weight > 0:
+            raise ValueError(
+                f"vlb_weight={self.vlb_weight} must be positive; learn_variance=false leaves the bound out."
+            )
+        if self.levels < 2:
+            raise ValueError(f"levels={self.levels} must be at least 2; 1000 is usual.")
         _check_share("p_async", self.p_async)
         _check_share("drop", self.drop)
         for name in ("min_snr_gamma", "p2_k", "p2_gamma", "time_std", "mode_scale"):
@@ -96,7 +109,9 @@ class TrainOptions:
     steps: int = option(10_000, "optimizer steps")
     batch_size: int = option(128, "items per optimizer step, over all processes")
     accumulate: int = option(1, "parts in which a batch goes through the network, to save memory")
+    optimizer: Literal["adamw", "muon"] = option("adamw", "muon: for matrices inside the network; AdamW for the rest")
     lr: float = option(1e-3, "peak learning rate")
+    muon_lr: float = option(0.02, "muon: peak learning rate of the matrices; it follows the course of lr")
     warmup: int = option(100, "steps of linear warm-up")
     decay: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
     final_lr: float = option(0.0, "learning rate at the end, as a share of the peak")
@@ -105,7 +120,12 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
     ema: tuple[float, ...] = option((0.05, 0.10), "relative widths of the averaged weights; the first is the model")
     precision: Literal["float32", "bfloat16"] = option("float32", "dtype inside the network")
+    checkpoint_activations: bool = option(
+        False, "compute activations again in the backward pass instead of keeping them: less memory, a third more time"
+    )
+    compile: bool = option(False, "compile the network's blocks: minutes at the start, then faster steps")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
+    shard: bool = option(False, "several processes: each keeps a slice of the network (FSDP2) instead of all of it")
     init: str | None = option(None, "model whose weights start the run (fine-tuning); none: fresh weights")
     seed: int = option(0, "seed of weights, order and noise")
     log_every: int = option(50, "steps per line of log.jsonl")
@@ -114,20 +134,36 @@ class TrainOptions:
     preview_every: int = option(1000, "steps between preview pictures; 0 for none")
     previews: int = option(36, "samples in a preview")
     max_bad_steps: int = option(20, "consecutive non-finite steps that stop the run")
+    snapshot_every: int = option(0, "steps between snapshots of the averages, for averages of other widths; 0 for none")
+    snapshot_dtype: Literal["float32", "float16"] = option("float32", "dtype of snapshots; float16 takes half the disk")
+    validate_every: int | None = option(None, "steps between held-out losses; none: checkpoint_every; 0: never")
+    validate_items: int = option(512, "held-out items, and as many training items, per held-out loss")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = option((), "where figures and previews go beside log.jsonl")
+
+    @property
+    def validation_steps(self) -> int:
+        """Steps between held-out losses, 0 for never."""
+        return self.checkpoint_every if self.validate_every is None else self.validate_every
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "max_bad_steps"):
+        counts = ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "max_bad_steps")
+        for name in (*counts, "validate_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("warmup", "preview_every", "weight_decay", "clip", "final_lr"):
-            if getattr(self, name) < 0:
+        for name in ("warmup", "preview_every", "snapshot_every", "validate_every", "weight_decay", "clip", "final_lr"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be positive.")
+        for name in ("lr", "muon_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.optimizer == "muon" and self.shard:
+            raise ValueError("optimizer=muon needs whole matrices, which shard=true cuts; use one of the two.")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}.")
         if not self.ema or not all(0 < width < 0.28 for width in self.ema):
             raise ValueError(f"ema={self.ema} must hold relative widths between 0 and 0.28, for example 0.05.")
+        if self.compile and self.shard:
+            raise ValueError("compile=true has not been made to work with shard=true; leave one of them off.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers in [0, 1).")
 

@@ -8,6 +8,7 @@ import torch
 
 from undiffuse.data import Dataset
 from undiffuse.errors import ConfigError
+from undiffuse.spec import DataSpec
 from undiffuse.training.memory import Footprint, data_bytes, footprint
 from undiffuse.training.recipe import Recipe
 from undiffuse.words import human_bytes
@@ -21,7 +22,9 @@ class Plan:
     footprint: Footprint
 
 
-def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1) -> Plan:
+def plan(
+    recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1, latent: DataSpec | None = None
+) -> Plan:
     """Return the plan of a run: what was seen, network, objective, steps, memory.
 
     Args:
@@ -29,26 +32,42 @@ def plan(recipe: Recipe, dataset: Dataset, held_out: int = 0, processes: int = 1
         dataset: The training part.
         held_out: Number of items held out.
         processes: Data-parallel processes.
+        latent: What the denoiser works on, where that is not the data.
 
     Raises:
         ConfigError: The network does not fit the data.
     """
     try:
-        need = footprint(recipe, dataset.spec, processes)
+        need = footprint(recipe, latent or dataset.spec, processes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     train = recipe.train
     held = human_bytes(data_bytes(dataset))
-    epochs = train.steps * train.batch_size / max(1, len(dataset))
+    passes = _passes(train.steps * train.batch_size, dataset)
     lines = (
         *(f"data     {line}" for line in dataset.summary()),
         *([f"held out {held_out} items"] if held_out else []),
+        *([f"codec    {recipe.codec.kind}, to latents of {' x '.join(map(str, latent.shape))}"] if latent else []),
+        *_augmentation(recipe),
         f"network  {recipe.model.kind}, {need.parameters:,} parameters",
         f"process  {_process(recipe)}, objective {recipe.objective.kind}",
-        f"steps    {train.steps:,} of {train.batch_size} items ({epochs:.3g} passes over the data), rate {train.lr:g}",
+        f"steps    {train.steps:,} of {train.batch_size} items ({passes}), rate {train.lr:g}",
         f"memory   about {human_bytes(need.bytes)} beside {held} of data; {torch.get_num_threads()} thread(s)",
     )
     return Plan(lines, need)
+
+
+def _augmentation(recipe: Recipe) -> list[str]:
+    if not recipe.data.augment:
+        return []
+    names = ", ".join(recipe.data.augmentations)
+    return [f"augment  {names}: each with probability {recipe.data.augment:g}, told to the network"]
+
+
+def _passes(items: int, dataset: Dataset) -> str:
+    if getattr(dataset, "endless", False):
+        return "of a stream of unknown length"
+    return f"{items / max(1, len(dataset)):.3g} passes over the data"
 
 
 def _process(recipe: Recipe) -> str:

@@ -7,14 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from undiffuse.codecs.codec import Codec
 from undiffuse.config import to_dict
 from undiffuse.data.text import decode_text
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.images import image_grid, write_image
+from undiffuse.images import curves, film_strips, image_grid, movie_grid, slices, write_image, write_movie
 from undiffuse.models import Model
+from undiffuse.models.conditions import class_turns
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.folder import write_text
@@ -30,10 +32,11 @@ class Publisher:
     Args:
         folder: The run's folder.
         recipe: Its recipe; goes into pictures and, as sampling defaults, into the model.
+        codec: What made the latents that it trains on.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, codec: Codec | None = None) -> None:
+        self.folder, self.recipe, self.codec = folder, recipe, codec
 
     def model(self, denoiser: Denoiser, step: int) -> None:
         """Write `model.safetensors`, then `config.json` and `README.md`, which name the step."""
@@ -47,30 +50,36 @@ class Publisher:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def preview(self, denoiser: Denoiser, step: int) -> None:
-        """Write samples/step-NNNNNNNN: a PNG grid of images, a text file of texts; nothing for other data."""
-        spec = denoiser.spec
-        if spec is None or spec.kind not in ("image", "tokens"):
-            return
+    def preview(self, denoiser: Denoiser, step: int) -> Path | None:
+        """Write samples/step-NNNNNNNN: a PNG file (grid of images, strips, slices, curves), a text file of texts.
+
+        Videos give a moving .gif beside it; vectors give nothing.
+
+        Returns the file's path, None where nothing was written.
+        """
         model = self._wrap(denoiser, step)
+        spec = model.spec
+        if spec.kind == "vector":
+            return None
         samples = model.sample(self.recipe.train.previews, seed=_PREVIEW_SEED, cond=self._labels(spec))
         path = self.folder / "samples" / f"step-{step:08d}"
         with disk_errors("preview", self.folder):
             path.parent.mkdir(exist_ok=True)
-            self._write(path, samples, spec, step)
+            return self._write(path, samples, spec, step)
 
-    def _write(self, path: Path, samples: Tensor, spec: DataSpec, step: int) -> None:
+    def _write(self, path: Path, samples: Tensor, spec: DataSpec, step: int) -> Path:
         if spec.kind == "tokens":
             texts = (decode_text(row, spec) for row in samples.cpu())
             write_text(path.with_suffix(".txt"), "\n\n----\n\n".join(texts) + "\n")
-            return
+            return path.with_suffix(".txt")
         made_by: dict[str, Any] = {"recipe": to_dict(self.recipe), "step": step, "seed": _PREVIEW_SEED}
-        write_image(path.with_suffix(".png"), image_grid(samples, bounds=spec.range or (-1.0, 1.0)), made_by)
+        write_image(path.with_suffix(".png"), _picture(samples, spec), made_by)
+        if spec.kind == "video":
+            write_movie(path.with_suffix(".gif"), movie_grid(samples, _bounds(samples, spec)), spec.rate)
+        return path.with_suffix(".png")
 
-    def _labels(self, spec: DataSpec) -> dict[str, Tensor] | None:
-        if not spec.classes:
-            return None
-        return {"label": torch.arange(self.recipe.train.previews) % len(spec.classes)}
+    def _labels(self, spec: DataSpec) -> dict[str, Any] | None:
+        return class_turns(spec, self.recipe.train.previews) or None
 
     def _wrap(self, denoiser: Denoiser, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}
@@ -81,4 +90,18 @@ class Publisher:
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "recipe": to_dict(self.recipe),
         }
-        return Model(denoiser, denoiser.spec, chosen, made_by)
+        return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, made_by, self.codec)
+
+
+def _picture(samples: Tensor, spec: DataSpec) -> np.ndarray:
+    """Return samples in data units as one picture."""
+    if spec.kind == "signal":
+        return curves(samples, spec.range)
+    draw = {"video": film_strips, "volume": slices}.get(spec.kind)
+    return image_grid(samples, bounds=_bounds(samples, spec)) if draw is None else draw(samples, _bounds(samples, spec))
+
+
+def _bounds(samples: Tensor, spec: DataSpec) -> tuple[float, float]:
+    if spec.range is not None or spec.kind == "image":
+        return spec.range or (-1.0, 1.0)
+    return float(samples.min()), float(samples.max()) + 1e-9

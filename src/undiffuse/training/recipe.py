@@ -8,10 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from undiffuse.codecs.options import AutoencoderOptions, NoCodecOptions, PCAOptions, PretrainedCodecOptions
 from undiffuse.config import load_yaml, resolve, to_dict
 from undiffuse.data.options import DataOptions
 from undiffuse.errors import ConfigError
-from undiffuse.networks.options import MLPOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import DiTOptions, MLPOptions, TransformerOptions, UNetOptions
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.sampling.options import SampleOptions
 from undiffuse.training.options import (
@@ -26,10 +27,10 @@ from undiffuse.words import did_you_mean
 if TYPE_CHECKING:
     from undiffuse.spec import DataSpec
 
-RECIPES = ("digits", "image", "vector", "text")
+RECIPES = ("digits", "cifar10", "image", "latent", "video", "video-digits", "signals", "vector", "text", "table")
 """Names of the recipes shipped in the package's `recipes` folder."""
 
-_PATHS = frozenset({"data.source", "train.init"})  # keys that may name a path
+_PATHS = frozenset({"data.source", "data.pair", "train.init", "codec.path"})  # keys that may name a path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,10 @@ class Recipe:
     """Data, network, process, objective, training and sampling of one run."""
 
     data: DataOptions = field(default_factory=DataOptions, metadata={"help": "what to train on"})
-    model: UNetOptions | MLPOptions | TransformerOptions = field(
+    codec: NoCodecOptions | PCAOptions | AutoencoderOptions | PretrainedCodecOptions = field(
+        default_factory=NoCodecOptions, metadata={"help": "what turns data into the latents to train on"}
+    )
+    model: UNetOptions | DiTOptions | MLPOptions | TransformerOptions = field(
         default_factory=UNetOptions, metadata={"help": "the network"}
     )
     process: GaussianOptions | CategoricalOptions = field(
@@ -54,7 +58,8 @@ class Recipe:
         if tokens != isinstance(self.model, TransformerOptions):
             raise ValueError(
                 f"model={self.model.kind} does not go with process={self.process.kind}; token data take "
-                f"model=transformer with process=categorical, all other data model=unet or mlp with process=gaussian."
+                f"model=transformer with process=categorical, all other data model=unet, dit or mlp with "
+                f"process=gaussian."
             )
         if tokens == isinstance(self.objective, DenoisingOptions):
             fitting = "masked-elbo or categorical-elbo" if tokens else "denoising"
@@ -62,6 +67,8 @@ class Recipe:
                 f"objective={self.objective.kind} does not go with process={self.process.kind}; use {fitting}."
             )
         self._check_time()
+        if tokens and self.codec.kind != "none":
+            raise ValueError(f"codec={self.codec.kind} works on continuous data; leave it at none for tokens.")
         if tokens and self.sample.guidance_rescale:
             raise ValueError("sample.guidance_rescale works on continuous data; leave it at 0 for tokens.")
 
@@ -90,9 +97,14 @@ def recipe_layer(recipe: str | Path) -> dict[str, Any]:
     )
 
 
-def choose_recipe(spec: DataSpec) -> str:
-    """Return the name of the shipped recipe that fits the data."""
-    return {"tokens": "text", "vector": "vector"}.get(spec.kind, "image")
+_OF_KIND = {"tokens": "text", "vector": "vector", "signal": "signals", "video": "video"}
+
+
+def choose_recipe(spec: DataSpec, source: str = "") -> str:
+    """Return the name of the shipped recipe that is made for built-in data `source`, or that fits what data are."""
+    if source in RECIPES:
+        return source
+    return "table" if spec.columns else _OF_KIND.get(spec.kind, "image")
 
 
 def override_layers(overrides: Sequence[str] = (), **options: Any) -> list[dict[str, Any] | list[str]]:

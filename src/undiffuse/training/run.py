@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.codecs.codec import Codec
 from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, open_data, split
-from undiffuse.data.dataset import Dataset
+from undiffuse.data.dataset import Dataset, some_problems
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
+from undiffuse.training.augment import make_augment
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.devices import Devices
 from undiffuse.training.fine_tuning import start_from
 from undiffuse.training.folder import bind_recipe, make_folder, write_facts
 from undiffuse.training.given import GIVEN, is_name, open_given, refuse_given
+from undiffuse.training.latents import encode_data, finish_codec, start_codec
 from undiffuse.training.lock import locked
 from undiffuse.training.log import read_log
 from undiffuse.training.memory import place_data, require_training_memory
@@ -30,7 +34,8 @@ from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
 from undiffuse.training.publish import Publisher
 from undiffuse.training.recipe import Recipe, choose_recipe, override_layers, recipe_layer
-from undiffuse.training.trainer import Trainer
+from undiffuse.training.trackers import require_trackers
+from undiffuse.training.trainer import Outcome, Trainer
 from undiffuse.training.versions import versions
 
 if TYPE_CHECKING:
@@ -66,12 +71,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before its first step: recipe, data, plan."""
+    """A run before its first step: recipe, data, plan; and a codec that may still want training."""
 
     recipe: Recipe
     training: Dataset
     held_out: Dataset | None
     plan: Plan
+    codec: Codec | None = None
 
 
 def train(
@@ -102,21 +108,24 @@ def train(
     """
     layers = override_layers(overrides, **options)
     source, recipe = _sort_out(source, recipe)
-    devices = Devices(_known_options(recipe, layers))
+    options_known = _known_options(recipe, layers)
+    require_trackers(options_known.trackers)
+    devices = Devices(options_known)
     with ExitStack() as held:
         folder = None if out is None else _claim(Path(out), devices, held)  # first: reading data can take minutes
         with devices.agree():
             chosen, dataset = choose(source, recipe, layers)
             devices.check_batch(chosen.train)
         if folder is None:
-            folder = _claim(Path("runs") / Path(chosen.data.source).resolve().stem, devices, held)
+            folder = _claim(Path("runs") / _folder_name(chosen.data.source), devices, held)
         with devices.agree():
             prepared = prepare(chosen, dataset, devices.share.size)
             if devices.is_main:
                 bind_recipe(folder, chosen)
             _announce(folder, prepared, devices, listener)
             require_training_memory(prepared.plan.footprint, devices.device)
-        return _train_into(folder, prepared, devices, listener)
+        ready = _on_latents(folder, prepared, devices, listener)
+        return _train_into(folder, ready, devices, listener) if ready else Run(folder, 0, False, ())
 
 
 def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> tuple[Recipe, Dataset]:
@@ -132,15 +141,28 @@ def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Se
         return resolved, _open(source, resolved.data)
     data = resolve(Recipe, named, *(_only("data", layer) for layer in layers)).data
     dataset = _open(source, data)
-    name = "digits" if data.source == "digits" else choose_recipe(dataset.spec)
+    name = choose_recipe(dataset.spec, data.source)
     return resolve(Recipe, recipe_layer(name), {"data": to_dict(data)}, *layers), dataset
 
 
 def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Prepared:
     """Split the data and plan the run."""
+    training, held_out = hold_out(recipe, dataset)
+    codec = start_codec(recipe, training)
+    latent = codec.latent if codec else None
+    lines = plan(recipe, training, len(held_out) if held_out else 0, processes, latent)
+    return Prepared(recipe, training, held_out, lines, codec)
+
+
+def hold_out(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, Dataset | None]:
+    """Return the data to train on and those held out, None where a recipe holds out none."""
     holdout = dataset.default_holdout if recipe.data.holdout is None else recipe.data.holdout
-    training, held_out = split(dataset, holdout) if holdout else (dataset, None)
-    return Prepared(recipe, training, held_out, plan(recipe, training, len(held_out) if held_out else 0, processes))
+    return split(dataset, holdout) if holdout else (dataset, None)
+
+
+def _folder_name(source: str) -> str:
+    """Return the name of data without what stands for shards or parts of a data set."""
+    return re.sub(r"[{}:@,]+", "-", Path(source).resolve().stem).strip("-")
 
 
 def _claim(path: Path, devices: Devices, held: ExitStack) -> Path:
@@ -159,13 +181,30 @@ def _announce(folder: Path, prepared: Prepared, devices: Devices, listener: List
     write_facts(folder, _facts(prepared, devices))
 
 
+def _on_latents(folder: Path, prepared: Prepared, devices: Devices, listener: Listener) -> Prepared | None:
+    """Return the run with its data encoded, where it has a codec; None where the codec's training was stopped."""
+    if prepared.codec is None:
+        return prepared
+    heard = listener if devices.is_main else silent
+    try:
+        codec = finish_codec(prepared.codec, prepared.recipe, prepared.training, folder, devices, heard)
+        if codec is None:
+            return None
+        with devices.agree():
+            training = encode_data(codec, prepared.training, devices.device, heard)
+            held_out = prepared.held_out and encode_data(codec, prepared.held_out, devices.device, heard)
+        return replace(prepared, training=training, held_out=held_out, codec=codec)
+    finally:
+        _let_go(prepared.training, heard)
+
+
 def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Listener) -> Run:
     recipe = prepared.recipe
     denoiser = build_denoiser(recipe, prepared.training.spec)
     if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
         start_from(denoiser, recipe.train.init)
     objective = make_objective(recipe.objective, denoiser)
-    publisher = Publisher(folder, recipe)
+    publisher = Publisher(folder, recipe, prepared.codec)
     trainer = Trainer(
         denoiser,
         objective,
@@ -177,15 +216,35 @@ def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Li
         preview=publisher.preview,
         listener=listener,
         devices=devices,
+        augment=make_augment(recipe.data, prepared.training.spec),
+        held_out=prepared.held_out,
     )
     trainer.resume()
     if devices.is_main:
         listener(Started(_TASK, recipe.train.steps, "step", trainer.state.step))
-    outcome = trainer.run()
+    outcome = _run(trainer, prepared.training, listener if devices.is_main else silent)
     if devices.is_main and outcome.finished:
         listener(Finished(_TASK, str(folder)))
     losses = tuple(row["loss"] for row in read_log(folder / "log.jsonl") if row.get("loss") is not None)
     return Run(folder, outcome.step, outcome.finished, losses)
+
+
+def _run(trainer: Trainer, dataset: Dataset, listener: Listener) -> Outcome:
+    """Train, then let go of the data."""
+    try:
+        return trainer.run()
+    finally:
+        _let_go(dataset, listener)
+
+
+def _let_go(dataset: Dataset, listener: Listener) -> None:
+    """Stop the threads of data that are read from disk, and say what of them could not be read."""
+    if hasattr(dataset, "close"):
+        dataset.close()
+    late = dataset.found_late() if hasattr(dataset, "found_late") else []
+    if late:
+        line = f"{len(late)} item(s) could not be read and were replaced by others: {some_problems(late)}"
+        listener(Message(_TASK, line, "warning"))
 
 
 def _facts(prepared: Prepared, devices: Devices) -> dict[str, Any]:

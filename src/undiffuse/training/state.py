@@ -5,8 +5,7 @@ There is no state of random numbers: they are functions of (seed, images seen).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.training.ema import PowerEMA
+from undiffuse.training.layout import Layout
 from undiffuse.training.objectives import Objective
-from undiffuse.training.optimizer import make_optimizer
+from undiffuse.training.optimizer import MOMENTUM, hidden_matrices, make_muon, make_optimizer
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.window import Window
 
@@ -29,42 +29,61 @@ class TrainingState:
         denoiser: What is trained, on its device.
         objective: Its buffers are part of the state.
         options: Optimizer and averaging profiles.
+        layout: How parameters lie over processes; None: this process has them whole.
 
     Attributes:
         averaged: A copy of the denoiser whose parameters are the first average; `model` makes it ready for use.
         step: Optimizer steps done.
     """
 
-    def __init__(self, denoiser: Denoiser, objective: Objective, options: TrainOptions) -> None:
+    def __init__(
+        self, denoiser: Denoiser, objective: Objective, options: TrainOptions, layout: Layout | None = None
+    ) -> None:
         self.denoiser, self.objective = denoiser, objective
-        self.named = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+        self.layout = layout or Layout(denoiser)
+        self.named = self.layout.parameters
         self.parameters: Sequence[nn.Parameter] = list(self.named.values())
-        self.optimizer = make_optimizer(self.parameters, options)
-        self.averaged = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        first = dict(self.averaged.named_parameters())
-        copies = [[first[name].data for name in self.named]]
-        copies += [[p.detach().clone() for p in self.parameters] for _ in options.ema[1:]]
+        matrices = hidden_matrices(denoiser) if options.optimizer == "muon" else set()
+        self.optimizer = make_optimizer([p for name, p in self.named.items() if name not in matrices], options)
+        self.matrices = {name: p for name, p in self.named.items() if name in matrices}
+        self.muon = make_muon(self.matrices, options) if options.optimizer == "muon" else None
+        self.averaged = self.layout.averaged()
+        copies = self.layout.averages(len(options.ema))
         self.averages = [PowerEMA(tensors, width) for tensors, width in zip(copies, options.ema, strict=True)]
         self.window = Window()
         self.step = 0
-        self._weights = [p.data for p in self.parameters]
 
     def average(self) -> None:
         """Count an optimizer step and take its weights into every average."""
         self.step += 1
         for profile in self.averages:
-            profile.update(self._weights, self.step)
+            profile.update(self.parameters, self.step)
 
     @torch.no_grad()
     def model(self) -> Denoiser:
-        """Return the averaged denoiser; its buffers, which have no average, are those of now."""
+        """Return the averaged denoiser; its buffers, which have no average, are those of now.
+
+        All processes of a sharded run must ask; it is of use on the main one.
+        """
         for own, now in zip(self.averaged.buffers(), self.denoiser.buffers(), strict=True):
             own.copy_(now)
+        self.layout.show(self.averages[0].average)
         return self.averaged
 
+    def named_averages(self) -> list[dict[str, Tensor]]:
+        """Return the averages by parameter; all processes must ask, the result is for the main one."""
+        return [
+            {name: self.layout.whole(name, part) for name, part in zip(self.named, profile.average, strict=True)}
+            for profile in self.averages
+        ]
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything as tensors by name; those of the network are not copied."""
-        return {**self._fixed(), **self._moments(), **{f"window/{k}": v for k, v in self.window.state().items()}}
+        """Return everything as tensors by name; those of the network are not copied.
+
+        All processes must ask; the result is that of one process, on the main one.
+        """
+        fixed = {key: self._whole(of, own) for key, own, of in self._fixed()}
+        return {**fixed, **self._moments(), **{f"window/{k}": v for k, v in self.window.state().items()}}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take over the tensors of a checkpoint.
@@ -72,25 +91,47 @@ class TrainingState:
         Raises:
             CheckpointError: A tensor is missing or has another shape.
         """
-        for name, own in self._fixed().items():
-            own.copy_(_find(tensors, name, own.shape))
+        for key, own, of in self._fixed():
+            own.copy_(self._part(tensors, key, of, own.shape))
         for name, p in self.named.items():
             if f"adam/exp_avg/{name}" in tensors:
-                kept = {m: _find(tensors, f"adam/{m}/{name}", None if m == "step" else p.shape) for m in _MOMENTS}
+                kept = {m: self._part(tensors, f"adam/{m}/{name}", None if m == "step" else name) for m in _MOMENTS}
                 self.optimizer.state[p] = {m: tensor.to(p.device).clone() for m, tensor in kept.items()}
+        if self.muon is not None:
+            for name, p in self.matrices.items():
+                self.muon.state[p][MOMENTUM].copy_(_find(tensors, f"muon/{name}", p.shape))
         self.window.load({key: tensors[f"window/{key}"] for key in ("steps", "sums")})
         self.step = step
 
-    def _fixed(self) -> dict[str, Tensor]:
-        fixed = {f"model/{name}": tensor.detach() for name, tensor in self.denoiser.state_dict().items()}
-        fixed |= {f"objective/{name}": tensor for name, tensor in self.objective.state_dict().items()}
+    def _fixed(self) -> Iterator[tuple[str, Tensor, str | None]]:
+        """Yield name, our part, and the parameter that it is shaped like, where it may be a slice."""
+        parameters = dict(self.denoiser.named_parameters())
+        for name, tensor in self.denoiser.state_dict().items():
+            yield f"model/{name}", self.layout.local(tensor.detach()), name if name in parameters else None
+        for name, tensor in self.objective.state_dict().items():
+            yield f"objective/{name}", tensor, None
         for number, profile in enumerate(self.averages):
-            fixed |= {f"ema{number}/{name}": t for name, t in zip(self.named, profile.average, strict=True)}
-        return fixed
+            for name, tensor in zip(self.named, profile.average, strict=True):
+                yield f"ema{number}/{name}", tensor, name
 
     def _moments(self) -> dict[str, Tensor]:
         states = ((name, self.optimizer.state[p]) for name, p in self.named.items() if p in self.optimizer.state)
-        return {f"adam/{moment}/{name}": state[moment] for name, state in states for moment in _MOMENTS}
+        adam = {
+            f"adam/{moment}/{name}": self._whole(None if moment == "step" else name, state[moment])
+            for name, state in states
+            for moment in _MOMENTS
+        }
+        if self.muon is None:
+            return adam
+        return adam | {f"muon/{name}": self.muon.state[p][MOMENTUM] for name, p in self.matrices.items()}
+
+    def _whole(self, name: str | None, part: Tensor) -> Tensor:
+        return part if name is None else self.layout.whole(name, part)
+
+    def _part(self, tensors: dict[str, Tensor], key: str, name: str | None, shape: torch.Size | None = None) -> Tensor:
+        if name is None:
+            return _find(tensors, key, shape)
+        return self.layout.part(name, _find(tensors, key, self.layout.shape(name)))
 
 
 def _find(tensors: dict[str, Tensor], name: str, shape: torch.Size | None) -> Tensor:

@@ -7,12 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from undiffuse.models.world import world
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
     """Context manager; inside it the first SIGINT or SIGTERM sets `name`, the second acts as usual.
 
+    One of several processes takes no notice of the second: a launcher passes on what the terminal has sent already.
     Outside the main thread, where Python handles no signals, it never asks.
 
     Attributes:
@@ -35,7 +38,8 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
-        self._restore()
+        if world()[1] == 1:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -1,48 +1,45 @@
 """Corrupted batches as a function of (seed, step): order, noise, levels and weights, made in blocks of steps.
 
 A block always covers the same steps (block i: steps i K .. i K + K - 1) and is computed whole, so a run that
-resumes in its middle sees the same bits. K only trades launches for memory.
+resumes in its middle sees the same bits. K only trades launches for memory. Data sets that read from disk are told
+the positions of the next blocks while one is trained on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.noise import KeyedNoise, permutations
+from undiffuse.noise import KeyedNoise
 from undiffuse.spec import DataSpec
+from undiffuse.training.augment import Augment
 from undiffuse.training.objectives import Corrupted, Objective
+from undiffuse.training.order import make_order
+from undiffuse.training.share import WHOLE, Share, ShareNoise
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
 
 BLOCK_ELEMENTS = 1 << 20  # of noise per block: about 50 MB while it is drawn in float64
 BLOCK_STEPS = 64
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of every batch that this process works on."""
-
-    rank: int = 0
-    size: int = 1
+_READ_AHEAD = 4  # steps, at least, that a data set on disk may read while one is trained on
 
 
 class BatchStream:
     """Batches of a training run, by step.
 
     Args:
-        dataset: Items in model units, on any device; batches are moved.
+        dataset: Items in model units, on any device; batches are moved. Its order is that of `make_order`.
         objective: Corrupts them.
         denoiser: Read for its process and prediction.
         seed: Seed of order and noise.
         batch_size: Items per step over all processes.
         device: Where batches live.
         share: Which rows are ours.
+        augment: Transforms the items of each batch; None leaves them as they are.
     """
 
     def __init__(
@@ -54,15 +51,19 @@ class BatchStream:
         seed: int,
         batch_size: int,
         device: torch.device | str = "cpu",
-        share: Share = Share(),
+        share: Share = WHOLE,
+        augment: Augment | None = None,
     ) -> None:
         self.dataset, self.objective, self.denoiser = dataset, objective, denoiser
         self.seed, self.batch_size, self.device, self.share = seed, batch_size, torch.device(device), share
+        self.augment = augment
+        self.maps = tuple(name for name, part in dataset.spec.cond.items() if part.kind == "map")
         self.rows = batch_size // share.size
         elements = self.rows * elements_of(dataset.spec)
-        self.block_steps = 1 if objective.adapts else max(1, min(BLOCK_STEPS, BLOCK_ELEMENTS // elements))
+        self.order = make_order(dataset, seed, batch_size)
+        single = objective.adapts or not self.order.mixes
+        self.block_steps = 1 if single else max(1, min(BLOCK_STEPS, BLOCK_ELEMENTS // elements))
         self._block: tuple[int, Corrupted] | None = None
-        self._orders: tuple[range, Tensor] | None = None
 
     def step(self, step: int) -> Corrupted:
         """Return our rows of the batch of `step`, counted from 0."""
@@ -76,25 +77,32 @@ class BatchStream:
         starts = torch.arange(first_step, first_step + steps)[:, None] * self.batch_size + self.share.rank * self.rows
         return (starts + torch.arange(self.rows)).reshape(-1)
 
+    def indices(self, items: Tensor) -> Tensor:
+        """Return the position in the data set of each running number."""
+        return self.order.positions(items)
+
     def _prepare(self, number: int) -> Corrupted:
         items = self.items(number * self.block_steps, self.block_steps)
-        batch = _move(self.dataset.batch(self.indices(items)), self.device)
-        noise = KeyedNoise(self.seed, items, self.device)
+        self._read_ahead(number)
+        place = torch.device(getattr(self.dataset, "device", "cpu"))
+        batch = move(self.dataset.batch(send(self.indices(items), place)), self.device)
+        noise = self._noise(send(items, self.device))
         with torch.no_grad():
+            if self.augment is not None:
+                batch = self.augment(batch, noise, self.maps)
             return self.objective.prepare(self.denoiser, batch, noise, self.rows)
 
-    def indices(self, items: Tensor) -> Tensor:
-        """Return the data index of each running number: epoch e visits the data in the order keyed by (seed, e)."""
-        n = len(self.dataset)
-        epochs, places = items // n, items % n
-        known, orders = self._orders_of(range(int(epochs.min()), int(epochs.max()) + 1))
-        return orders[epochs - known.start, places]
+    def _noise(self, items: Tensor) -> KeyedNoise:
+        if self.share.size == 1:
+            return KeyedNoise(self.seed, items, self.device)
+        return ShareNoise(self.seed, items, self.device, batch_size=self.batch_size, share=self.share)
 
-    def _orders_of(self, epochs: range) -> tuple[range, Tensor]:
-        """Return epochs that include those asked for, and their orders (E, n); all at once, for they may be many."""
-        if self._orders is None or epochs[0] not in self._orders[0] or epochs[-1] not in self._orders[0]:
-            self._orders = (epochs, permutations(self.seed, epochs, len(self.dataset)))
-        return self._orders
+    def _read_ahead(self, number: int) -> None:
+        """Tell a data set that reads from disk what this block and the next ones need."""
+        prefetch = getattr(self.dataset, "prefetch", None)
+        if prefetch is not None:
+            blocks = 1 + -(-_READ_AHEAD // self.block_steps)
+            prefetch(self.indices(self.items(number * self.block_steps, blocks * self.block_steps)))
 
 
 def block_elements(spec: DataSpec, rows: int) -> int:
@@ -108,6 +116,14 @@ def elements_of(spec: DataSpec) -> int:
     return max(1, int(torch.Size(spec.shape).numel()))
 
 
-def _move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    cond = {name: part.to(device, non_blocking=True) for name, part in (batch.get("cond") or {}).items()}
-    return {"x": batch["x"].to(device, non_blocking=True), "cond": cond}
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the items and conditions of a batch on a device."""
+    cond = {name: send(part, device) for name, part in (batch.get("cond") or {}).items()}
+    return {"x": send(batch["x"], device), "cond": cond}
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; the host does not wait for what the device still has to do before the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # only from there does a copy run beside the host
+    return tensor.to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from undiffuse.noise import NoiseSource
 from undiffuse.process.schedules import Schedule
+from undiffuse.training.share import over_batches
 
 _EDGE = 2.0**-54  # uniforms have 53 bits; half a unit keeps the normal quantile finite at 0
 
@@ -143,17 +144,19 @@ class ImportanceTimes(nn.Module):
 
         Losses that are not finite are left out: one would make every later probability NaN.
         """
-        finite = losses.isfinite()
-        losses = losses[finite]
-        bin = self._bin(t[finite])
+        # What is left out goes to one bin more, which is thrown away: to drop it here would wait for the device.
+        spare = torch.full_like(self.seen[:1], self.bins)
+        bin = torch.where(losses.isfinite(), self._bin(t), spare)
         order = torch.argsort(bin, stable=True)
         bin, values = bin[order], losses.double()[order]
-        count = torch.bincount(bin, minlength=self.bins)
+        count = bin.new_zeros(self.bins + 1).index_add_(0, bin, torch.ones_like(bin))
         rank = torch.arange(len(bin), device=bin.device) - (count.cumsum(0) - count)[bin]
         recent = rank >= count[bin] - self.memory  # earlier ones would be overwritten in the same batch
-        slot = (self.seen[bin] + rank) % self.memory
-        self.losses[bin[recent], slot[recent]] = values[recent]
-        self.seen += count
+        slot = (torch.cat((self.seen, spare))[bin] + rank) % self.memory
+        kept = torch.cat((self.losses, torch.zeros_like(self.losses[:1])))
+        kept[torch.where(recent, bin, spare), slot] = values
+        self.losses.copy_(kept[:-1])
+        self.seen += count[:-1]
 
     def _bin(self, t: Tensor) -> Tensor:
         low, high = self.schedule.t_min, self.schedule.t_max
@@ -179,8 +182,7 @@ class TimeSampler:
             batch_size: Rows that are stratified together.
             frames: Number F of frames that share each time; 0 for times (N,).
         """
-        u = noise.uniform("time", 0, ())
-        times = self.law(stratify(u, batch_size) if self.stratified else u)
+        times = self.law(stratified(noise, batch_size) if self.stratified else noise.uniform("time", 0, ()))
         return Times(*(part[:, None].expand(-1, frames) for part in times)) if frames else times
 
 
@@ -206,12 +208,19 @@ class FrameTimes(TimeSampler):
         shared = super().draw(noise, batch_size, frames)
         if not self.p_async:
             return shared
-        coin = noise.uniform("time", 1, ())
-        if self.per == "batch":
-            coin = coin.view(-1, batch_size)[:, :1].expand(-1, batch_size).reshape(-1)
+        coin = over_batches(noise, batch_size, self._coins)
         own = self.law(noise.uniform("time", 2, (frames,)))
         apart = (coin < self.p_async)[:, None]
         return Times(*(torch.where(apart, a, b) for a, b in zip(own, shared, strict=True)))
+
+    def _coins(self, noise: NoiseSource, batch_size: int) -> Tensor:
+        coin = noise.uniform("time", 1, ())
+        return coin if self.per == "clip" else coin.view(-1, batch_size)[:, :1].expand(-1, batch_size).reshape(-1)
+
+
+def stratified(noise: NoiseSource, batch_size: int) -> Tensor:
+    """Return the uniforms of times, stratified over each batch, float64 (N,)."""
+    return over_batches(noise, batch_size, lambda source, rows: stratify(source.uniform("time", 0, ()), rows))
 
 
 def stratify(u: Tensor, batch_size: int) -> Tensor:

@@ -20,23 +20,30 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Listener, Message, silent
 from undiffuse.noise import KeyedNoise
+from undiffuse.training.augment import Augment
+from undiffuse.training.blocks import prepare_blocks
 from undiffuse.training.checkpoints import CHECKPOINTS, Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
 from undiffuse.training.clock import Clock
 from undiffuse.training.devices import Devices, Scoring
+from undiffuse.training.layout import Layout
 from undiffuse.training.log import RunLog
 from undiffuse.training.objectives import Corrupted, Objective
 from undiffuse.training.optimizer import ClippedStep, learning_rate
 from undiffuse.training.options import TrainOptions
+from undiffuse.training.posthoc import drop_snapshots, write_snapshot
 from undiffuse.training.state import TrainingState
 from undiffuse.training.stop import StopRequest
 from undiffuse.training.stream import BatchStream
+from undiffuse.training.trackers import open_trackers
+from undiffuse.training.validation import Validation, make_validation
 from undiffuse.training.versions import versions
+from undiffuse.training.window import Window
 from undiffuse.words import human_duration
 
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
 
-Hook = Callable[[Denoiser, int], None]
+Hook = Callable[[Denoiser, int], Path | None]
 _TASK = "train"
 _ESTIMATE_AFTER = 20  # steps
 
@@ -62,6 +69,8 @@ class Trainer:
         published: Returns the step of the model that is written; one of another step is written again on resumption.
         preview: Called likewise every `preview_every` steps.
         listener: Hears `Advanced` and `Message`.
+        augment: Transforms the items of each batch; the denoiser has its condition.
+        held_out: Items whose loss is logged every `validate_every` steps.
     """
 
     def __init__(
@@ -77,6 +86,8 @@ class Trainer:
         preview: Hook | None = None,
         listener: Listener = silent,
         devices: Devices | None = None,
+        augment: Augment | None = None,
+        held_out: Dataset | None = None,
     ) -> None:
         self.devices = devices or Devices(options)
         self.options, self.folder, self.listener = options, folder, listener
@@ -84,11 +95,12 @@ class Trainer:
         self.devices.check_batch(options)
         self.denoiser = denoiser.to(self.devices.device).train()
         self.objective = objective.to(self.devices.device)
-        if objective.adapts and self.devices.share.size > 1:
-            raise TrainingError(
-                "objective.times=importance learns from its own process only; use it on a single device."
-            )
-        self.state = TrainingState(self.denoiser, self.objective, options)
+        scoring = Scoring(self.denoiser, self.objective)
+        self.layout = self.devices.layout(scoring, options.shard)
+        self.state = TrainingState(self.denoiser, self.objective, options, self.layout)
+        prepare_blocks(self.denoiser, options)
+        if self.devices.share.size > 1:
+            self.state.window = Window(self.devices.total)
         self.stream = BatchStream(
             dataset,
             self.objective,
@@ -97,10 +109,12 @@ class Trainer:
             batch_size=options.batch_size,
             device=self.devices.device,
             share=self.devices.share,
+            augment=augment,
         )
-        self.scoring = self.devices.prepare(Scoring(self.denoiser, self.objective))
-        self.update = ClippedStep(self.state.optimizer, options.clip)
+        self.scoring = self.devices.prepare(scoring)
+        self.update = ClippedStep(self.state.optimizer, options.clip, self.layout.total_norm, self.state.muon)
         self.dropout = _dropout_generator(self.denoiser, self.devices.device)
+        self.validation = make_validation(self.objective, held_out, dataset, options, self.devices.device)
         self.bad_steps = 0
         self.bad_run = 0
         self.seconds = 0.0
@@ -116,7 +130,16 @@ class Trainer:
         Raises:
             TrainingError: Too many steps were not finite, or the disk is full.
             CheckpointError: The newest checkpoint cannot be resumed.
+            PeerError: Another process of the run failed or ended.
         """
+        try:
+            with self.devices.together():
+                return self._run()
+        finally:
+            if self.log is not None:
+                self.log.trackers.finish()
+
+    def _run(self) -> Outcome:
         self.resume()
         self._publish_again()
         clock = self.clock()
@@ -142,11 +165,13 @@ class Trainer:
         if self.dropout is not None:
             self._seed_dropout(number)
         per_sample = self._backward(corrupted)
+        self.layout.take_gradients()
         loss = self.devices.mean(per_sample.mean())
         report = self.update(loss, learning_rate(number, self.options))
         self.update.zero_grad()
         self.state.average()
-        self.objective.observe(corrupted, per_sample)
+        if self.objective.adapts:
+            self.objective.observe(self.devices.gather(corrupted.t), self.devices.gather(per_sample))
         self.state.window.add(loss, report.grad_norm, report.bad, per_sample, corrupted.half_logsnr)
 
     def _backward(self, corrupted: Corrupted) -> Tensor:
@@ -156,7 +181,7 @@ class Trainer:
         taken = []
         for part in range(parts):
             last = part == parts - 1
-            with nullcontext() if last else self.devices.accelerator.no_sync(self.scoring):
+            with nullcontext() if last else self.devices.no_sync(self.scoring):
                 losses = self.scoring(corrupted if parts == 1 else corrupted.rows(part * rows, (part + 1) * rows))
                 (losses.per_sample.mean() / parts).backward()
             taken.append(losses.per_sample.detach())
@@ -178,8 +203,14 @@ class Trainer:
             self._report({})
         if step - clock.first_step == _ESTIMATE_AFTER and step < options.steps:
             self._estimate(clock)
-        if self.preview and self.devices.is_main and _is_due(step, options.preview_every, options.steps):
-            self.preview(self.state.model(), step)
+        if self.validation and _is_due(step, options.validation_steps, options.steps):
+            self._validate(self.validation)
+        if _is_due(step, options.snapshot_every, options.steps):
+            self._snapshot()  # before the checkpoint: a run that goes on from it must find this snapshot
+        if self.preview and _is_due(step, options.preview_every, options.steps):
+            path = self._show(self.preview, "preview")
+            if self.log is not None:
+                self.log.picture(path, step)
         if step % options.checkpoint_every == 0:
             self.save(clock)
 
@@ -199,7 +230,20 @@ class Trainer:
         self._append(row)
         self._report({"loss": figures.loss, "lr": row["lr"], "grad_norm": figures.grad_norm})
         if self.bad_run >= self.options.max_bad_steps:
-            self._give_up()
+            with self.devices.agree():
+                self._give_up()
+
+    def _validate(self, measure: Validation) -> None:
+        model = self.state.model()
+        with self.devices.agree():
+            if self.devices.is_main:
+                self._append({"step": self.state.step, "validation": measure(model)})
+
+    def _snapshot(self) -> None:
+        averages, dtype = self.state.named_averages(), getattr(torch, self.options.snapshot_dtype)
+        with self.devices.agree():
+            if self.devices.is_main:
+                write_snapshot(self.folder, self.state.step, averages, self.options.ema, dtype)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self.log is not None:
@@ -238,8 +282,9 @@ class Trainer:
             self.listener(Message(_TASK, text, level))
 
     def _asks_together(self) -> bool:
-        """Whether to look for a stop request now; several processes agree only at log lines."""
-        return self.devices.share.size == 1 or self.state.step % self.options.log_every == 0
+        """Whether to look for a stop request now; several processes on GPUs agree only at log lines, for it waits."""
+        at_once = self.devices.share.size == 1 or self.devices.device.type == "cpu"
+        return at_once or self.state.step % self.options.log_every == 0
 
     def _stop(self, signal_name: str, clock: Clock) -> None:
         if self.saved_step != self.state.step:
@@ -257,23 +302,31 @@ class Trainer:
         self.seconds = clock.seconds() if clock else self.seconds
         if _is_due(self.state.step, self.options.checkpoint_every, self.options.steps):
             self._log_levels()  # first: a checkpoint must not hold what the log has already
-        if self.devices.is_main:
-            checkpoint = Checkpoint(self.state.tensors(), self._facts())
-            write_checkpoint(self.folder / CHECKPOINTS, checkpoint, self.options.keep)
-            self._publish()
-        self.devices.wait()
+        checkpoint = Checkpoint(self.state.tensors(), self._facts())
+        with self.devices.agree():
+            if self.devices.is_main:
+                write_checkpoint(self.folder / CHECKPOINTS, checkpoint, self.options.keep)
+        self._publish()
         self.saved_step = self.state.step
 
     def _publish(self) -> None:
         if self.publish is not None:
-            with disk_errors("model", self.folder):
-                self.publish(self.state.model(), self.state.step)
+            self._show(self.publish, "model")
+
+    def _show(self, hook: Hook, what: str) -> Path | None:
+        """Let the main process do something with the averaged model; the others wait, and fail where it fails."""
+        model = self.state.model()
+        with self.devices.agree():
+            if self.devices.is_main:
+                with disk_errors(what, self.folder):
+                    return hook(model, self.state.step)
+        return None
 
     def _publish_again(self) -> None:
         """Publish where the last sitting ended between its checkpoint and its model."""
-        if self.saved_step is None or self.published is None or not self.devices.is_main:
+        if self.saved_step is None or self.published is None:
             return
-        if self.published() != self.saved_step:
+        if self.devices.any(self.devices.is_main and self.published() != self.saved_step):
             self._publish()
 
     def resume(self) -> None:
@@ -284,13 +337,31 @@ class Trainer:
         checkpoint = None
         with self.devices.agree():
             if self.devices.is_main:
-                checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device)
-        if not self.devices.is_main:
-            checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self.devices.device)
+                checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self._reading_device())
+        with self.devices.agree():
+            if not self.devices.is_main:
+                checkpoint = newest_checkpoint(self.folder / CHECKPOINTS, self._reading_device())
+        self._check_same(checkpoint)
         if checkpoint is not None:
             self._load(checkpoint)
         if self.devices.is_main:
-            self.log = RunLog(self.folder / "log.jsonl", self.state.step)
+            drop_snapshots(self.folder, self.state.step)
+            trackers = open_trackers(self.options.trackers, self.folder, self.state.step)
+            self.log = RunLog(self.folder / "log.jsonl", self.state.step, trackers)
+
+    def _reading_device(self) -> torch.device:
+        """A checkpoint is whole: where each process keeps a share, the whole may not fit on its device."""
+        return self.devices.device if type(self.layout) is Layout else torch.device("cpu")
+
+    def _check_same(self, checkpoint: Checkpoint | None) -> None:
+        step = torch.tensor([-1 if checkpoint is None else checkpoint.facts["step"]], device=self.devices.device)
+        steps = self.devices.gather(step).tolist()
+        with self.devices.agree():
+            if len(set(steps)) > 1:
+                raise TrainingError(
+                    f"the processes see checkpoints of different steps in {self.folder}: {steps} (-1: none); all "
+                    f"machines need the same out folder, on storage that they share."
+                )
 
     def _load(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts
@@ -330,10 +401,9 @@ def _is_due(step: int, every: int, last: int) -> bool:
 
 
 def _dropout_generator(denoiser: Denoiser, device: torch.device) -> torch.Generator | None:
-    """Return a generator that the network's dropout draws from, or None without dropout."""
+    """Return a generator for dropout and token routing, or None where the network draws nothing."""
     network = getattr(denoiser, "backbone", None)
-    options = getattr(network, "options", None)
-    if network is None or not getattr(options, "dropout", 0.0):
+    if network is None or not getattr(network, "draws_in_training", False):
         return None
     network.dropout_generator = torch.Generator(device)
     return network.dropout_generator

@@ -6,6 +6,7 @@ a checkpoint: a resumed run writes the same lines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,14 @@ class WindowFigures:
 
 
 class Window:
-    """Losses, gradient norms and per-sample losses by noise level, since the last log line."""
+    """Losses, gradient norms and per-sample losses by noise level, since the last log line.
 
-    def __init__(self) -> None:
+    Args:
+        total: Adds up a tensor over processes, which must then close, take and save together; None: there is one.
+    """
+
+    def __init__(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._total = total
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
         self._samples: list[tuple[Tensor, Tensor]] = []
         self.sums = torch.zeros(2, len(EDGES) + 1, dtype=torch.float64)
@@ -85,5 +91,8 @@ class Window:
         self._samples = []
         finite = torch.isfinite(loss)
         bins = torch.bucketize(level[finite], EDGES)
-        self.sums[0].index_add_(0, bins, loss[finite])
-        self.sums[1].index_add_(0, bins, torch.ones_like(loss[finite]))
+        sums = self.sums if self._total is None else torch.zeros_like(self.sums)
+        sums[0].index_add_(0, bins, loss[finite])
+        sums[1].index_add_(0, bins, torch.ones_like(loss[finite]))
+        if self._total is not None:
+            self.sums = self.sums + self._total(sums)

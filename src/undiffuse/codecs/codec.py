@@ -1,0 +1,87 @@
+"""`Codec`: an encoder and a decoder. Between them lie latents, on which a denoiser is trained like on any data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from undiffuse.spec import DataSpec
+
+SPATIAL_AXES = {"signal": 1, "image": 2, "video": 2, "volume": 3}
+
+
+class Codec(nn.Module, ABC):
+    """Base of codecs.
+
+    `encode` and `decode` take and return *model units* on both sides: data as `DataSpec.to_model` gives them, latents
+    with zero mean and about unit variance, scaled by `latent.mean` and `latent.std` as any other data are. Video is
+    coded frame by frame.
+
+    Args:
+        data: What one item is.
+        options: What the codec was built from; kept for saving.
+        channels: Channels of the latents.
+        factor: By how much every spatial axis shrinks.
+
+    Attributes:
+        data: What one item is.
+        latent: What its code is: of the same kind, with `channels` channels.
+
+    Raises:
+        ValueError: The data have no spatial axes, or their sizes are no multiples of `factor`.
+    """
+
+    def __init__(self, data: DataSpec, options: Any, *, channels: int, factor: int) -> None:
+        super().__init__()
+        self.data, self.options, self.factor = data, options, factor
+        self.latent = _latent_spec(data, channels, factor)
+
+    @abstractmethod
+    def code(self, x: Tensor) -> Tensor:
+        """Return the code (N, c, *) of items or frames (N, C, *), before it is scaled."""
+
+    @abstractmethod
+    def render(self, code: Tensor) -> Tensor:
+        """Return the items or frames (N, C, *) of a code (N, c, *)."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map data (B, *data.shape) to latents (B, *latent.shape)."""
+        return self.latent.to_model(self._per_frame(self.code, x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents (B, *latent.shape) to data (B, *data.shape)."""
+        return self._per_frame(self.render, self.latent.from_model(z))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Measure mean and standard deviation of the code, per channel, on data (B, *data.shape)."""
+        code = self._per_frame(self.code, x)
+        per_channel = code.movedim(self.latent.channel_axis + 1, 0).flatten(1).double()
+        self.scale(per_channel.mean(1), per_channel.std(1))
+
+    def scale(self, mean: Tensor, std: Tensor) -> None:
+        """Set mean and standard deviation (c,) of the code."""
+        safe = torch.where(std > 0, std, 1.0)
+        self.latent = replace(self.latent, mean=tuple(mean.tolist()), std=tuple(safe.tolist()))
+
+    def _per_frame(self, change: Any, x: Tensor) -> Tensor:
+        if self.data.kind != "video":
+            return change(x)
+        return change(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _latent_spec(data: DataSpec, channels: int, factor: int) -> DataSpec:
+    if data.kind not in SPATIAL_AXES:
+        raise ValueError(f"a codec works on {', '.join(SPATIAL_AXES)} data, not on {data.kind}; use codec=none.")
+    sizes = data.shape[data.channel_axis + 1 :]
+    if any(size % factor for size in sizes):
+        raise ValueError(
+            f"the codec shrinks each axis by {factor}, which does not divide {' x '.join(map(str, sizes))}; choose "
+            f"data.size as a multiple of {factor}, or another codec."
+        )
+    shape = (*data.shape[: data.channel_axis], channels, *(size // factor for size in sizes))
+    return replace(data, shape=shape, range=None, mean=(), std=())

@@ -1,0 +1,69 @@
+"""Options of codecs, for recipes. Torch-free: `--help` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from undiffuse.words import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCodecOptions:
+    """The denoiser works on the data themselves."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCAOptions:
+    """Principal components of patches: linear, fitted at once, exact where all of them are kept."""
+
+    kind: Literal["pca"] = "pca"
+    patch: int = option(4, "side of a patch; every spatial axis shrinks by it")
+    channels: int = option(0, "components kept; 0: as many as `share` needs")
+    share: float = option(0.99, "share of the variance that is kept where `channels` is 0, in (0, 1]")
+    fit_items: int = option(4096, "items that it is fitted to")
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.channels < 0 or self.fit_items < 2:
+            raise ValueError(f"patch={self.patch}, channels={self.channels}, fit_items={self.fit_items} are too small.")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} is outside of (0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderOptions:
+    """Convolutional autoencoder with a Gaussian code, trained on the data before the denoiser."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    channels: int = option(4, "channels of the latents")
+    halvings: int = option(2, "how often each spatial axis is halved")
+    width: int = option(32, "channels at full size; doubled by the first halvings, up to 4 times")
+    blocks: int = option(1, "residual blocks per size, on each side")
+    kl: float = option(1e-3, "weight of the divergence of the code from a standard normal, per value of the data")
+    steps: int = option(2000, "optimizer steps of its training")
+    batch_size: int = option(64, "items per step")
+    lr: float = option(2e-3, "peak learning rate")
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.halvings < 0 or self.kl < 0 or not self.lr > 0:
+            raise ValueError(f"halvings={self.halvings} and kl={self.kl} must not be negative, lr={self.lr} positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedCodecOptions:
+    """An autoencoder of diffusers (AutoencoderKL, AutoencoderTiny) from a folder or the hub."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = option("", "its folder, or the hub's owner/name; a pipeline's `vae` subfolder is found")
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("codec.path is missing; give the folder of a diffusers autoencoder.")
+
+
+CodecOptions = NoCodecOptions | PCAOptions | AutoencoderOptions | PretrainedCodecOptions

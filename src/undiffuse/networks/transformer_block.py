@@ -1,0 +1,100 @@
+"""The block that transformers over tokens, patches and texts have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention
+from undiffuse.networks.dropout import Dropout
+from undiffuse.networks.modulation import ModulatedResidual
+
+
+class TransformerBlock(nn.Module):
+    """Mixing of neighbours where asked for, self-attention, cross-attention where there are tokens to read, and
+    feed-forward, each a modulated residual.
+
+    Args:
+        width: Features D per token.
+        heads: Attention heads.
+        context_dim: Size E of the context that modulates; None: a plain pre-norm block.
+        dropout: Share of features dropped in training after attention and feed-forward layers.
+        neighbours: Tokens on each side that are mixed by a convolution; 0 for none.
+        ratio: Features between the two layers of the feed-forward part, over width.
+        qk_norm: Normalise queries and keys.
+        token_dim: Features T of the tokens that cross-attention reads; None: no cross-attention.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_dim: int | None,
+        dropout: float = 0.0,
+        neighbours: int = 0,
+        *,
+        ratio: float = 4.0,
+        qk_norm: bool = False,
+        token_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.mixing = NeighbourMixing(width, neighbours) if neighbours else nn.Identity()
+        attention, inside = SelfAttention(width, heads, dropout=dropout, qk_norm=qk_norm), round(ratio * width)
+        self.attention = ModulatedResidual(attention, width, context_dim)
+        feed_forward = nn.Sequential(nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width), Dropout(dropout))
+        self.feed_forward = ModulatedResidual(feed_forward, width, context_dim)
+        self.cross: ModulatedResidual | None = None
+        if token_dim is not None:
+            # Behind a gate that starts at 0 an output that starts at 0 too would never get a gradient.
+            ungated = context_dim is None
+            cross = CrossAttention(width, heads, token_dim, dropout=dropout, zero_init=ungated, qk_norm=qk_norm)
+            self.cross = ModulatedResidual(cross, width, context_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        rotary: Rotary | None,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map `x` (B, L, D).
+
+        Args:
+            x: Tokens (B, L, D).
+            context: (B, 1 or L, E), or None where the block takes none.
+            rotary: Positions of `x`; None: none.
+            tokens: What cross-attention reads, (B, M, T).
+            token_mask: (B, M) bool, True for those that may be read.
+            mask: (B, L) bool, True for tokens of `x` that may be read.
+        """
+        x = self.attention(self.mixing(x), context, rotary, mask)
+        if self.cross is not None:
+            x = self.cross(x, context, tokens, token_mask)
+        return self.feed_forward(x, context)
+
+
+class NeighbourMixing(nn.Module):
+    """Adds to each token a learned combination of its neighbours, feature by feature; starts as the identity.
+
+    Attention has to learn who is next to whom before it learns anything of spelling; here that is given, which saves
+    a small model most of its first thousand steps.
+
+    Args:
+        width: Features D per token.
+        neighbours: Tokens n on each side.
+
+    Source: the short convolutions of So et al. 2021, "Primer", arXiv:2109.08668, without causality.
+    """
+
+    def __init__(self, width: int, neighbours: int) -> None:
+        super().__init__()
+        size = 2 * neighbours + 1
+        self.convolution = nn.Conv1d(width, width, size, padding=neighbours, groups=width)
+        nn.init.zeros_(self.convolution.weight)
+        assert self.convolution.bias is not None
+        nn.init.zeros_(self.convolution.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, L, D)."""
+        return x + self.convolution(x.mT).mT

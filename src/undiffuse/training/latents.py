@@ -1,0 +1,193 @@
+"""Training on latents: make the codec, encode the data once, and hand the latents on as any other data.
+
+Latents are kept in a cache, named by a hash of the codec's weights, of its options and of the items themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.cache import ContentHash, cache_folder, load_or_make
+from undiffuse.codecs.autoencoder import Autoencoder
+from undiffuse.codecs.build import build_codec, codec_to_json
+from undiffuse.codecs.codec import Codec
+from undiffuse.codecs.options import AutoencoderOptions, NoCodecOptions, PCAOptions
+from undiffuse.data import Dataset, TensorDataset
+from undiffuse.data.memory import free_bytes
+from undiffuse.errors import ConfigError, DataError
+from undiffuse.events import Advanced, Finished, Listener, Message, Started
+from undiffuse.noise import permutation
+from undiffuse.training.devices import Devices
+from undiffuse.training.options import TrainOptions
+from undiffuse.training.recipe import Recipe
+from undiffuse.training.reconstruction import ReconstructionObjective, Reconstructor
+from undiffuse.training.trainer import Trainer
+from undiffuse.words import human_bytes
+
+CODEC = "codec"  # where a run trains its autoencoder
+_ROWS = 256  # items that are encoded at once
+_CALIBRATION = 4096  # items that the scale of latents is measured on
+
+
+def start_codec(recipe: Recipe, dataset: Dataset) -> Codec | None:
+    """Return the codec of a run as far as it is known before anything is trained; None where it has none.
+
+    Raises:
+        ConfigError: It does not fit the data, or an option asks for what latents cannot have.
+        CheckpointError: A pretrained codec cannot be loaded.
+    """
+    options = recipe.codec
+    if isinstance(options, NoCodecOptions):
+        return None
+    _check_latents(recipe, dataset)
+    try:
+        x = _some(dataset, options.fit_items, recipe.train.seed) if isinstance(options, PCAOptions) else None
+        return build_codec(options, dataset.spec, x, seed=recipe.train.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def finish_codec(
+    codec: Codec, recipe: Recipe, dataset: Dataset, folder: Path, devices: Devices, listener: Listener
+) -> Codec | None:
+    """Train the codec where that is needed, going on where an earlier sitting ended, and freeze it.
+
+    Returns:
+        The codec; None where SIGINT or SIGTERM stopped its training, after writing a checkpoint.
+
+    Raises:
+        TrainingError: As for any training.
+    """
+    if isinstance(codec, Autoencoder) and isinstance(recipe.codec, AutoencoderOptions):
+        trained = _train(codec, recipe.codec, recipe.train, dataset, folder / CODEC, devices, listener)
+        if trained is None:
+            return None
+        codec = trained.cpu()
+        codec.calibrate(_some(dataset, _CALIBRATION, recipe.train.seed))
+    return codec.eval().requires_grad_(False)
+
+
+def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: Listener) -> TensorDataset:
+    """Return the latents of a data set with all its labels and conditions, mirror images included.
+
+    Raises:
+        DataError: They do not fit in memory.
+    """
+    need = 4 * len(dataset) * torch.Size(codec.latent.shape).numel()
+    free = free_bytes()
+    if free is not None and need > free:
+        raise DataError(
+            f"the latents of {len(dataset)} items take {human_bytes(need)} but {human_bytes(free)} are free; set "
+            f"data.limit, or let the codec shrink more."
+        )
+    codec = codec.to(device)
+    path = cache_folder() / "latents" / f"{_content(codec, dataset)}.safetensors"
+    found = load_or_make(path, lambda: _encode(codec, dataset, device, listener))
+    labels = found.pop("cond/label", None)
+    cond = {name.removeprefix("cond/"): part for name, part in found.items() if name.startswith("cond/")}
+    line = f"latents of shape {' x '.join(map(str, codec.latent.shape))}, {human_bytes(need)}"
+    return TensorDataset(
+        data=found["z"],
+        spec=codec.latent,
+        stored=replace(codec.latent, mean=(), std=()),  # they are in model units already
+        labels=labels,
+        cond=cond,
+        notes=(*dataset.summary(), line),
+    )
+
+
+def _check_latents(recipe: Recipe, dataset: Dataset) -> None:
+    spec = dataset.spec
+    maps = [name for name, part in spec.cond.items() if part.kind == "map"]
+    if maps:
+        raise ConfigError(f"the condition {maps[0]!r} is a map of the data's size, which latents lack; use codec=none.")
+    if spec.sizes or recipe.data.buckets:
+        raise ConfigError("a codec works on one size of pictures; set data.buckets=false or codec=none.")
+    if recipe.data.augment:
+        raise ConfigError(f"data.augment={recipe.data.augment:g} works on data, not on latents; set it to 0.")
+    if getattr(dataset, "order", "permuted") != "permuted":
+        raise ConfigError("latents are made once for all items, which a stream does not allow; set data.stream=false.")
+
+
+def _train(
+    codec: Autoencoder,
+    options: AutoencoderOptions,
+    train: TrainOptions,
+    dataset: Dataset,
+    folder: Path,
+    devices: Devices,
+    listener: Listener,
+) -> Autoencoder | None:
+    own = replace(
+        train,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        warmup=min(100, options.steps // 10),
+        accumulate=1,
+        preview_every=0,
+        init=None,
+        optimizer="adamw",  # its weights are kernels
+        shard=False,  # every process encodes with it, so every process needs it whole
+        snapshot_every=0,
+        trackers=(),
+    )
+    folder.mkdir(exist_ok=True)
+    objective = ReconstructionObjective(options.kl)
+    trainer = Trainer(Reconstructor(codec), objective, dataset, own, folder, devices=devices, listener=listener)
+    trainer.resume()
+    if devices.is_main and trainer.state.step < own.steps:
+        listener(Message("train", f"training the autoencoder first, {own.steps:,} steps of {own.batch_size} items"))
+        listener(Started("train", own.steps, "step", trainer.state.step))
+    if not trainer.run().finished:
+        return None
+    model = trainer.state.model()
+    assert isinstance(model, Reconstructor)
+    return model.codec
+
+
+def _encode(codec: Codec, dataset: Dataset, device: torch.device, listener: Listener) -> dict[str, Tensor]:
+    parts: dict[str, list[Tensor]] = {}
+    listener(Started("encode", len(dataset), "item"))
+    done = 0
+    for batch in _batches(dataset):
+        with torch.no_grad():
+            # In the layout that a file gives it too: another one rounds otherwise in the convolutions that read it.
+            named = {"z": codec.encode(batch["x"].to(device)).float().contiguous()}
+        for name, part in batch["cond"].items():
+            exact = name in dataset.spec.cond and dataset.spec.cond[name].encoder  # float16 already, see data.encoders
+            named[f"cond/{name}"] = part.half() if exact else part
+        for name, part in named.items():
+            parts.setdefault(name, []).append(part.cpu())
+        done += len(batch["x"])
+        listener(Advanced("encode", done))
+    listener(Finished("encode"))
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def _content(codec: Codec, dataset: Dataset) -> str:
+    state = ContentHash(codec_to_json(codec))
+    for name, tensor in sorted(codec.state_dict().items()):
+        state.add(name, tensor)
+    for batch in _batches(dataset):
+        state.add("x", batch["x"])
+        for name, part in sorted(batch["cond"].items()):
+            state.add(name, part)
+    return state.name()
+
+
+def _batches(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for rows in torch.arange(len(dataset)).split(_ROWS):
+        yield dataset.batch(rows)
+
+
+def _some(dataset: Dataset, most: int, seed: int) -> Tensor:
+    """Return up to `most` items (M, *) in a keyed choice."""
+    chosen = permutation(seed, 0, len(dataset))[:most]
+    return torch.cat([dataset.batch(rows)["x"].cpu() for rows in chosen.split(_ROWS)])
