@@ -79,7 +79,7 @@ def test_fields_of_json_files_become_columns(tmp_path: Path):
 def test_a_picture_without_a_number_counts_as_unreadable(tmp_path: Path):
     photos(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,age\n0.png,1.5\n1.png,\n2.png,2.5\n3.png,x")
-    with pytest.raises(DataError, match=r"2 of 4 picture file\(s\).*1.png: its age: it is missing"):
+    with pytest.raises(DataError, match=r"2 of 4 file\(s\).*1.png: its age: it is missing"):
         open_data(str(tmp_path), DataOptions(cond="age:vector"))
     dataset = open_data(str(tmp_path), DataOptions(cond="age:vector", max_bad=0.5))
     assert dataset.batch(torch.arange(2))["index"].tolist() == [0, 2]

@@ -240,7 +240,7 @@ def test_broken_files_are_named_in_one_line(tmp_path: Path, content: bytes, suff
     if suffix != "gif":
         pytest.importorskip("av")
     (tmp_path / f"bad.{suffix}").write_bytes(content)
-    with pytest.raises(DataError, match=rf"1 of 1 file.*bad\.{suffix}: ") as caught:
+    with pytest.raises(DataError, match=rf"none of the 1 file.*bad\.{suffix}: ") as caught:
         open_data(str(tmp_path / f"bad.{suffix}"), VIDEO)
     assert "\n" not in str(caught.value)
 
