@@ -215,6 +215,22 @@ def test_a_recipe_of_two_processes_is_that_of_one(tmp_path: Path, script: Path, 
     assert (tmp_path / "two" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["train.shard=false", "train.shard=true"])
+def test_latents_of_two_processes_are_those_of_one(tmp_path: Path, script: Path, sharding: str):
+    """Both train the autoencoder together, and then the denoiser on the same latents."""
+    codec = ["codec.kind=autoencoder", "codec.halvings=1", "codec.width=8", "codec.steps=4", "codec.batch_size=16"]
+    overrides = ["data.limit=100", "model.channels=8", *codec]
+    code = script.read_text().replace('"moons"', '"digits"').replace(repr(OVERRIDES), repr(overrides))
+    script.write_text(code)
+    done = launch(script, tmp_path / "two", sharding)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = train("digits", out=tmp_path / "one", overrides=overrides, **OPTIONS)
+    two = [row["loss"] for row in read_log(tmp_path / "two" / "log.jsonl") if row.get("loss") is not None]
+    assert two == pytest.approx(list(one.losses), rel=1e-4)  # of 4 + 6 steps in float32
+    assert (tmp_path / "two" / "codec.safetensors").is_file()
+
+
 def test_what_stops_one_process_stops_all(tmp_path: Path, script: Path):
     with locked(tmp_path):
         done = launch(script, tmp_path)
