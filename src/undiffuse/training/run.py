@@ -226,6 +226,8 @@ def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Li
     if devices.is_main and outcome.finished:
         listener(Finished(_TASK, str(folder)))
     losses = tuple(row["loss"] for row in read_log(folder / "log.jsonl") if row.get("loss") is not None)
+    with devices.together():
+        devices.wait()  # nobody leaves early: gloo aborts a process that ends while a peer still talks to it
     return Run(folder, outcome.step, outcome.finished, losses)
 
 
