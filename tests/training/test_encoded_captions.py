@@ -123,7 +123,7 @@ def test_the_encoder_is_loaded_once_for_sampling(here: Path, monkeypatch: pytest
     spec = spec_of(here / "encoder")
     fitted(spec, 1, "red")
     monkeypatch.setattr(TextEncoder, "__init__", lambda *_: pytest.fail("it was loaded again"))
-    fitted(spec, 1, "green")
+    assert not torch.equal(fitted(spec, 1, "green"), fitted(spec, 1, "red"))
 
 
 def test_the_command_takes_words_and_files(here: Path):

@@ -189,8 +189,9 @@ def test_a_step_with_both_heads_and_estimates_does_not_wait_for_the_device() -> 
     denoiser = NetworkDenoiser(network, process_of("cosine"), spec=VECTORS).to(META)
     objective = make_objective(DenoisingOptions(learn_variance=True), denoiser)
     batch, noise = {"x": torch.zeros(4, 3, device=META), "cond": {}}, KeyedNoise(0, range(4), META)
-    with NoWaiting():
+    with NoWaiting():  # raises where the device is waited for
         objective.losses(denoiser, batch, noise).per_sample.mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 # -- around it ------------------------------------------------------------------------------------------
