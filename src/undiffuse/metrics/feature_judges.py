@@ -68,34 +68,27 @@ def judge_mmd(bench: Bench) -> Judge:
 
 def judge_precision_recall(bench: Bench) -> Judge:
     """Precision (do samples look real?) and recall (could real items have been made?)."""
-    train, held_out, n = _equal_sets(bench)
-    floor = precision_recall(train, held_out)
-
-    def judge(samples: Samples) -> Findings:
-        found = precision_recall(train, _part(samples.features, n, bench.seed))
-        note = f"{n} samples v {n} training items, nearest 3; ± is binomial; {bench.features.name}"
-        rows = (
-            _row("precision", found.precision, found.precision_error, floor.precision, samples, note),
-            _row("recall", found.recall, found.recall_error, floor.recall, samples, note),
-        )
-        return Findings(rows)
-
-    return judge
+    return _judge_pair(bench, precision_recall, ("precision", "recall"), "nearest 3; ± is binomial")
 
 
 def judge_density_coverage(bench: Bench) -> Judge:
     """Density and coverage: precision and recall that one outlier cannot spoil."""
+    return _judge_pair(bench, density_coverage, ("density", "coverage"), "nearest 5; ± takes the balls as given")
+
+
+def _judge_pair(bench: Bench, compare: Callable[[Matrix, Matrix], Any], names: tuple[str, str], how: str) -> Judge:
+    """Judge by two figures of one comparison, fields of its result beside their `_error`."""
     train, held_out, n = _equal_sets(bench)
-    floor = density_coverage(train, held_out)
+    floor = compare(train, held_out)
 
     def judge(samples: Samples) -> Findings:
-        found = density_coverage(train, _part(samples.features, n, bench.seed))
-        note = f"{n} samples v {n} training items, nearest 5; ± takes the balls as given; {bench.features.name}"
+        found = compare(train, _part(samples.features, n, bench.seed))
+        note = f"{n} samples v {n} training items, {how}; {bench.features.name}"
         rows = (
-            _row("density", found.density, found.density_error, floor.density, samples, note),
-            _row("coverage", found.coverage, found.coverage_error, floor.coverage, samples, note),
+            _row(name, getattr(found, name), getattr(found, f"{name}_error"), getattr(floor, name), samples, note)
+            for name in names
         )
-        return Findings(rows)
+        return Findings(tuple(rows))
 
     return judge
 
