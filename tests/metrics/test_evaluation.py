@@ -321,3 +321,13 @@ def test_samples_are_asked_for_with_the_conditions_of_real_items() -> None:
     assert set(asked) == {"label", "age"} and len(asked["age"]) == 25
     assert torch.equal(asked["label"], asked["age"][:, 0].long() % 2)
     assert bool((asked["label"].diff() >= 0).all()) and len(asked["age"].unique()) == 10
+
+
+def test_a_model_of_other_conditions_than_labels_is_evaluated_over_guidance_scales() -> None:
+    spec = DataSpec(kind="vector", shape=(2,), cond={"age": ConditionSpec(kind="vector", width=1)})
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(data=x, spec=spec, cond={"age": x[:, :1]})
+    model = Replay(spec, x)
+    evaluate(model, data, holdout=20, n=20, guidance=(1.0, 2.0), metrics=["energy"])
+    assert [call["guidance"] for call in model.calls] == [1.0, 2.0]
+    assert all(set(call["cond"]) == {"age"} for call in model.calls)

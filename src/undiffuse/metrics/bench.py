@@ -29,6 +29,7 @@ class Bench:
         train: Real items that the model learned from (a seeded part of them where there are many).
         held_out: Real items that it did not.
         labels: Labels asked for, (n,), in the proportions of the training data; None for a model without.
+        conditional: Whether samples are asked for with conditions, labels or others, so that guidance has a meaning.
         draw: Maps a guidance scale to samples (n, *shape) in data units.
         elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error.
         n: Number of samples.
@@ -42,6 +43,7 @@ class Bench:
     train: Items
     held_out: Items
     labels: NDArray[np.int64] | None = None
+    conditional: bool = False
     draw: Callable[[float | None], NDArray[Any]]
     elbo: Callable[[Tensor], tuple[float, float]] | None = None
     n: int

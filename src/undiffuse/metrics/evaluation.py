@@ -69,7 +69,7 @@ def evaluate(
         holdout: Share (below 1) or number of items to split off, as in the training run; None: the data's own default.
         n: Number of samples per scale; None means 1000, for tokens 128.
         seed: Seed of the samples, of the subsets and of the judges.
-        guidance: Guidance scales; None means 1 alone (unguided). Only for models with labels.
+        guidance: Guidance scales; None means 1 alone (unguided). Only for models with conditions.
         metrics: "auto", or names among `JUDGES` (continuous data) or `TOKEN_JUDGES`.
         features: What continuous data are compared in: a name as in `extractors.make_extractor`, or a fitted extractor.
         cache: Keep features of real items by networks in the cache folder (see `undiffuse.cache`).
@@ -78,7 +78,7 @@ def evaluate(
 
     Raises:
         DataError: The data does not fit the model, or too little of it is held out.
-        ValueError: Unknown metrics, features that do not suit the data, scales for a model without labels, n too small.
+        ValueError: Unknown metrics, features that do not suit the data, scales for a model without conditions, n too small.
     """
     train, unseen = _two_sets(model.spec, data, held_out, holdout)
     check_fit(model.spec, train.spec)
@@ -152,6 +152,7 @@ def _bench(
         train=real,
         held_out=load_items(unseen, limit=MOST_ITEMS, seed=seed),
         labels=labels,
+        conditional=bool(cond),
         draw=draw,
         elbo=getattr(model, "elbo", None),
         n=count,
@@ -179,10 +180,10 @@ def conditions_to_ask(
 
 
 def _scales(guidance: Sequence[float] | None, bench: Bench) -> tuple[float | None, ...]:
-    if bench.labels is not None:
+    if bench.conditional:
         return tuple(guidance) if guidance else (1.0,)
     if guidance is not None:
-        raise ValueError("guidance needs a model and data with labels; leave guidance out.")
+        raise ValueError("guidance needs a model and data with labels or other conditions; leave guidance out.")
     return (None,)
 
 
