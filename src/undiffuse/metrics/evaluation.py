@@ -78,7 +78,7 @@ def evaluate(
 
     Raises:
         DataError: The data does not fit the model, or too little of it is held out.
-        ValueError: Unknown metrics, features that do not suit the data, scales for a model without conditions, n too small.
+        ValueError: Unknown metrics, features that do not suit the data, scales for a model without conditions, n small.
     """
     train, unseen = _two_sets(model.spec, data, held_out, holdout)
     check_fit(model.spec, train.spec)
