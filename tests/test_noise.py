@@ -55,6 +55,12 @@ def test_blocks_of_steps_hold_the_same_numbers() -> None:
         assert torch.equal(uniforms[row], noise.uniform("step", step, (3,)))
 
 
+def test_many_numbers_and_few_are_computed_differently_and_the_same() -> None:
+    many, few = KeyedNoise(3, range(300)), KeyedNoise(3, range(7))
+    assert torch.equal(many.normal("init", 2, (200,))[:7], few.normal("init", 2, (200,)))
+    assert torch.equal(many.uniform("init", 2, (200,))[:7], few.uniform("init", 2, (200,)))
+
+
 def test_float32_noise_is_the_rounding_of_float64_noise() -> None:
     noise = KeyedNoise(3, range(100))
     assert torch.equal(noise.normal("init", 0, (50,)), noise.normal("init", 0, (50,), torch.float64).float())

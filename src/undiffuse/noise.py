@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
+_FEW = 1 << 14  # words; so few numpy has mixed before torch has dispatched the first operations
 
 
 def _signed(z: int) -> int:
@@ -31,24 +33,28 @@ def _signed(z: int) -> int:
     return z - (1 << 64) if z >> 63 else z
 
 
-def _scalar(value: int | float) -> Tensor:
-    """A number for tensor operations, int64 or float64: of a Python number each operation would make one anew."""
-    number = _signed(value) if isinstance(value, int) else value
-    return torch.tensor(number, dtype=torch.int64 if isinstance(value, int) else torch.float64, device="cpu")
+class _Constants:
+    """The generator's numbers, ready to meet int64 and float64 arrays of one library.
+
+    They are arrays of no dimension: of a Python number each operation would make one anew.
+    """
+
+    def __init__(self, integer: Callable[[int], Any], real: Callable[[float], Any]) -> None:
+        shifts = [(integer(bits), integer((1 << (64 - bits)) - 1)) for bits in (*_SHIFTS, 32, 11)]
+        self.step = integer(_signed(_GOLDEN))
+        self.rounds = [(shift, integer(_signed(m))) for shift, m in zip(shifts, _MULTIPLIERS, strict=False)]
+        self.last, self.high_half, self.high_53 = shifts[2:]
+        self.low_half = self.high_half[1]
+        self.half, self.unit_32, self.unit_53 = real(0.5), real(2.0**-32), real(2.0**-53)
+        self.turn_32 = real(math.tau * 2.0**-32)
 
 
-def _shift(bits: int) -> tuple[Tensor, Tensor]:
-    """What `_shift_right` takes: the number of bits, and the mask of those that are left."""
-    return _scalar(bits), _scalar((1 << (64 - bits)) - 1)
-
-
-_STEP = _scalar(_GOLDEN)
-_ROUNDS = [(_shift(bits), _scalar(factor)) for bits, factor in zip(_SHIFTS, _MULTIPLIERS, strict=False)]
-_LAST = _shift(_SHIFTS[2])
-_HIGH_HALF, _HIGH_53 = _shift(32), _shift(11)
-_LOW_HALF = _HIGH_HALF[1]
-_UNIT_32, _UNIT_53, _TURN_32 = _scalar(2.0**-32), _scalar(2.0**-53), _scalar(math.tau * 2.0**-32)
-_HALF, _MINUS_TWO = _scalar(0.5), _scalar(-2.0)
+_TORCH = _Constants(
+    lambda number: torch.tensor(number, dtype=torch.int64, device="cpu"),
+    lambda number: torch.tensor(number, dtype=torch.float64, device="cpu"),
+)
+_NUMPY = _Constants(np.int64, np.float64)
+_MINUS_TWO = torch.tensor(-2.0, dtype=torch.float64, device="cpu")
 
 
 class NoiseSource(Protocol):
@@ -80,7 +86,6 @@ class KeyedNoise:
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
         self.device = self.items.device
-        self._spread = self.items * _STEP
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return standard normal numbers (B, *shape)."""
@@ -95,25 +100,39 @@ class KeyedNoise:
     ) -> Tensor:
         """Return the normals of several steps at once, (S, B, *shape): the same numbers, fewer launches."""
         count = math.prod(shape)
-        words = self._words(stream, steps, (count + 1) // 2)
+        words, known = self._words(stream, steps, (count + 1) // 2)
         # The low half gives the radius, the high half the angle; + 0.5 keeps the logarithm finite.
-        radius = ((words & _LOW_HALF) + _HALF).mul_(_UNIT_32).log_().mul_(_MINUS_TWO).sqrt_()
-        angle = _shift_right(words, _HIGH_HALF) * _TURN_32
-        pairs = torch.stack((angle.cos(), angle.sin()), dim=-1).mul_(radius.unsqueeze(-1))
-        return pairs.flatten(-2).narrow(-1, 0, count).reshape(len(steps), len(self.items), *shape).to(dtype)
+        radius = _tensor(((words & known.low_half) + known.half) * known.unit_32).log_().mul_(_MINUS_TWO).sqrt_()
+        angle = _tensor(_shift_right(words, known.high_half) * known.turn_32)
+        pairs = torch.stack((angle.cos(), angle.sin()), dim=-1).mul_(radius.unsqueeze(-1)).flatten(-2)
+        pairs = pairs if count % 2 == 0 else pairs.narrow(-1, 0, count)
+        return pairs.reshape(len(steps), len(self.items), *shape).to(dtype)
 
     def uniform_block(self, stream: str, steps: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Return the uniforms of several steps at once, float64 (S, B, *shape)."""
-        words = self._words(stream, steps, math.prod(shape))
-        return (_shift_right(words, _HIGH_53) * _UNIT_53).reshape(len(steps), len(self.items), *shape)
+        words, known = self._words(stream, steps, math.prod(shape))
+        uniforms = _tensor(_shift_right(words, known.high_53) * known.unit_53)
+        return uniforms.reshape(len(steps), len(self.items), *shape)
 
-    def _words(self, stream: str, steps: Sequence[int], count: int) -> Tensor:
-        """Return `count` 64-bit words for each step and item, int64 (S, B, count)."""
+    def _words(self, stream: str, steps: Sequence[int], count: int) -> tuple[Any, _Constants]:
+        """Return `count` 64-bit words for each step and item, int64 (S, B, count), and the constants that suit them.
+
+        They are a numpy array where they are few and on the CPU, else a tensor; the bits are the same.
+        """
         base = _key(self.seed, stream)
         starts = [_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps]
-        rows = _mix(_column(starts, self.device) + self._spread)
-        counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device) * _STEP
-        return _mix(rows.unsqueeze(-1) + counter)
+        items: Any = self.items
+        column: Any
+        counter: Any
+        if items.is_cpu and len(starts) * len(items) * count <= _FEW:
+            known, items = _NUMPY, items.numpy()
+            column, counter = np.array(starts)[:, None], np.arange(1, count + 1)
+        else:
+            known = _TORCH
+            column = _column(starts, self.device)
+            counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device)
+        rows = _mix(column + items * known.step, known)
+        return _mix(rows[..., None] + counter * known.step, known), known
 
 
 class RecordedNoise:
@@ -186,8 +205,8 @@ def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
 
 def permutations(seed: int, epochs: Sequence[int], n: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the `permutation` of each of several epochs, int64 (E, n)."""
-    keys = KeyedNoise(seed, torch.arange(n), device)._words("order", epochs, 1)[..., 0]
-    return torch.argsort(keys, dim=1, stable=True)
+    keys, _ = KeyedNoise(seed, torch.arange(n), device)._words("order", epochs, 1)
+    return torch.argsort(_tensor(keys[..., 0]), dim=1, stable=True)
 
 
 def _column(values: Sequence[int], device: torch.device) -> Tensor:
@@ -211,14 +230,26 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> _SHIFTS[2])
 
 
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 tensors; products wrap modulo 2^64."""
-    for shift, factor in _ROUNDS:
-        z = _shift_right(z, shift).bitwise_xor_(z).mul_(factor)
-    return _shift_right(z, _LAST).bitwise_xor_(z)
+def _mix(z: Any, known: _Constants) -> Any:
+    """SplitMix64's finaliser on int64 tensors or arrays; products wrap modulo 2^64."""
+    for shift, factor in known.rounds:
+        mixed = _shift_right(z, shift)
+        mixed ^= z
+        mixed *= factor
+        z = mixed
+    mixed = _shift_right(z, known.last)
+    mixed ^= z
+    return mixed
 
 
-def _shift_right(z: Tensor, shift: tuple[Tensor, Tensor]) -> Tensor:
-    """Logical shift: torch shifts int64 arithmetically, so the copies of the sign are masked off."""
+def _shift_right(z: Any, shift: tuple[Any, Any]) -> Any:
+    """Logical shift: int64 is shifted arithmetically, so the copies of the sign are masked off."""
     bits, mask = shift
-    return (z >> bits).bitwise_and_(mask)
+    shifted = z >> bits
+    shifted &= mask
+    return shifted
+
+
+def _tensor(array: Any) -> Tensor:
+    """Return an array as a tensor on the same memory; a tensor as it is."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)
