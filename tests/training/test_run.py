@@ -143,10 +143,26 @@ def test_a_folder_in_use_is_refused_before_the_data_are_read(tmp_path, monkeypat
         train("moons", out=tmp_path, **MOONS)
 
 
-def test_a_finished_run_cannot_be_made_longer_but_another_begins_with_its_weights(tmp_path):
+def test_a_finished_run_may_be_made_longer_and_where_is_kept(tmp_path):
+    heard = []
+    steady = {**MOONS, "overrides": [*MOONS["overrides"], "train.decay=constant"]}
+    train("moons", out=tmp_path / "a", **steady)
+    longer = train("moons", out=tmp_path / "a", **{**steady, "steps": 8}, listener=heard.append)
+    assert longer.step == 8 and longer.finished
+    assert any("8 steps instead of 4" in event.text for event in heard if isinstance(event, Message))
+    train("moons", out=tmp_path / "a", **{**steady, "steps": 8})
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["lengths"] == [{"at": 4, "from": 4, "to": 8}]
+    assert load_yaml(tmp_path / "a" / "recipe.yaml")["train"]["steps"] == 8
+    straight = train("moons", out=tmp_path / "b", **{**steady, "steps": 8})
+    assert longer.losses == straight.losses  # at a constant rate the length changes nothing
+    for a, b in zip(longer.model.denoiser.parameters(), straight.model.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ConfigError, match=r"made 8 steps already, but train\.steps=6"):
+        train("moons", out=tmp_path / "a", **{**steady, "steps": 6})
+
+
+def test_another_run_begins_with_the_weights_of_a_first(tmp_path):
     first = train("moons", out=tmp_path / "a", **MOONS)
-    with pytest.raises(ConfigError, match=r"train\.steps: 4 -> 8.*train\.init="):
-        train("moons", out=tmp_path / "a", **{**MOONS, "steps": 8})
     still = {**MOONS, "lr": 1e-30, "init": str(tmp_path / "a")}
     second = train("moons", out=tmp_path / "b", **still)
     for a, b in zip(first.model.denoiser.parameters(), second.model.denoiser.parameters(), strict=True):

@@ -75,6 +75,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
+def checkpoint_step(path: Path) -> int:
+    """Return the step that a checkpoint folder is of."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read one checkpoint folder.
 

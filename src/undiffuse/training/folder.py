@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from undiffuse.config import dump_yaml, load_yaml
+from undiffuse.config import dump_yaml, load_yaml, resolve
 from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.files import write_whole
-from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in, disk_errors
+from undiffuse.training.checkpoints import CHECKPOINTS, checkpoint_step, checkpoints_in, disk_errors
 from undiffuse.training.recipe import Recipe, changed_keys
+
+_LENGTHS = "lengths"  # in run.json: where train.steps was changed
 
 
 def make_folder(path: Path) -> Path:
@@ -39,27 +42,58 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def bind_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write `recipe.yaml`; where there is a run to go on with, check that its recipe is the same.
+def bind_recipe(folder: Path, recipe: Recipe) -> str | None:
+    """Write `recipe.yaml`; where there is a run to go on with, check that its recipe is the same but for its length.
+
+    A change of `train.steps` is noted in `run.json`, because the run then equals none that had this length from the
+    start. Returns a line that says so, or None.
 
     Raises:
-        ConfigError: The folder holds a run of another recipe; the differing keys are named.
+        ConfigError: The folder holds a run of another recipe, whose differing keys are named, or one that has made more
+            steps.
     """
-    path = folder / "recipe.yaml"
-    if path.exists() and checkpoints_in(folder / CHECKPOINTS):
-        changes = changed_keys(load_yaml(path), recipe)
-        if changes:
+    path, reached = folder / "recipe.yaml", checkpoints_in(folder / CHECKPOINTS)
+    changed_length = None
+    if path.exists() and reached:
+        old = load_yaml(path)
+        steps = resolve(Recipe, old).train.steps
+        if changes := changed_keys(old, replace(recipe, train=replace(recipe.train, steps=steps))):
             raise ConfigError(
                 f"{folder} holds a run with another recipe ({'; '.join(changes)}). Give these the old values to go on "
-                f"with it, or choose another out folder; there train.init={folder} begins with its weights, for more "
-                f"steps or other settings."
+                f"with it, or choose another out folder; there train.init={folder} begins with its weights, for other "
+                f"settings."
             )
+        changed_length = _change_length(folder, steps, recipe.train.steps, checkpoint_step(reached[-1]))
     write_text(path, dump_yaml(recipe))
+    return changed_length
+
+
+def _change_length(folder: Path, old: int, new: int, done: int) -> str | None:
+    if new == old:
+        return None
+    if new < done:
+        raise ConfigError(
+            f"{folder} holds a run that has made {done} steps already, but train.steps={new}; give {done} or more."
+        )
+    kept = _read_facts(folder)
+    kept[_LENGTHS] = [*kept.get(_LENGTHS, []), {"at": done, "from": old, "to": new}]
+    write_text(folder / "run.json", json.dumps(kept, indent=1) + "\n")
+    return f"{new} steps instead of {old}: the learning rate follows the new course from step {done} on."
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `run.json`."""
-    write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
+    """Write `run.json`; changes of the run's length stay in it."""
+    kept = {key: value for key, value in _read_facts(folder).items() if key == _LENGTHS}
+    write_text(folder / "run.json", json.dumps({**facts, **kept}, indent=1) + "\n")
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """Return `run.json`; nothing where there is none, or none that can be read, for it only informs."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_text(path: Path, text: str) -> None:

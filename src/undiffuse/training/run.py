@@ -120,8 +120,9 @@ def train(
             folder = _claim(Path("runs") / _folder_name(chosen.data.source), devices, held)
         with devices.agree():
             prepared = prepare(chosen, dataset, devices.share.size)
-            if devices.is_main:
-                bind_recipe(folder, chosen)
+            changed_length = bind_recipe(folder, chosen) if devices.is_main else None
+            if changed_length:
+                listener(Message(_TASK, changed_length))
             _announce(folder, prepared, devices, listener)
             require_training_memory(prepared.plan.footprint, devices.device)
         ready = _on_latents(folder, prepared, devices, listener)
