@@ -178,6 +178,19 @@ def points(n: int = 100) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(n, 3)) * 5
 
 
+def test_of_data_too_few_to_share_all_are_trained_on_and_nothing_is_held_out(tmp_path):
+    train(points(4), out=tmp_path, **{**MOONS, "overrides": ["model.width=16"]})
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert (facts["items"], facts["held_out"]) == (4, 0)
+    with pytest.raises(DataError, match="too few to hold out"):
+        train(points(4), out=tmp_path / "b", **{**MOONS, "overrides": ["model.width=16", "data.holdout=0.1"]})
+
+
+def test_the_folder_of_shards_has_a_plain_name():
+    assert run_module._folder_name("a/shards-{000..002}.tar") == "shards-000-002"
+    assert run_module._folder_name("hf://owner/name:train") == "name-train"
+
+
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])
 def test_arrays_and_tensors_are_data(tmp_path, convert):
     small = {"overrides": ["model.width=16"], **SHORT}

@@ -42,6 +42,14 @@ def split(dataset: Dataset, holdout: float | None = None, seed: int = 0) -> tupl
     return dataset.take(positions[~chosen]), replace(dataset.take(positions[chosen]), mirror=False)
 
 
+def usual_holdout(dataset: Dataset) -> float:
+    """Return what a data set holds out unless asked otherwise; 0 where that is less than one item."""
+    share = dataset.default_holdout
+    if isinstance(dataset, IndexedDataset) and share < 1 and round(dataset.count * share) == 0:
+        return 0.0
+    return share
+
+
 def _part(count: int, holdout: float) -> int:
     """Return how many of `count` items are held out."""
     if holdout < 0:

@@ -17,6 +17,7 @@ from undiffuse.codecs.codec import Codec
 from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, open_data, split
 from undiffuse.data.dataset import Dataset, some_problems
+from undiffuse.data.holdout import usual_holdout
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
 from undiffuse.training.augment import make_augment
@@ -157,13 +158,13 @@ def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Prepared:
 
 def hold_out(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, Dataset | None]:
     """Return the data to train on and those held out, None where a recipe holds out none."""
-    holdout = dataset.default_holdout if recipe.data.holdout is None else recipe.data.holdout
+    holdout = usual_holdout(dataset) if recipe.data.holdout is None else recipe.data.holdout
     return split(dataset, holdout) if holdout else (dataset, None)
 
 
 def _folder_name(source: str) -> str:
     """Return the name of data without what stands for shards or parts of a data set."""
-    return re.sub(r"[{}:@,]+", "-", Path(source).resolve().stem).strip("-")
+    return re.sub(r"[-{}:@,]+|\.{2,}", "-", Path(source).resolve().stem).strip("-")
 
 
 def _claim(path: Path, devices: Devices, held: ExitStack) -> Path:
