@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
@@ -30,7 +30,7 @@ from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
 
 POINTS, STEPS, REPEATS = (256, 2), 50, 40
-ASKED = {"ddim": 1 / 5, "dpm++2m": 1 / 8}
+ASKED = {"ddim": 1 / 5, "dpm++2m": 1 / 8, "dpm++3m": 1 / 8, "unipc-3": 1 / 15}
 
 
 class NullDenoiser(Denoiser):
@@ -98,6 +98,9 @@ def main() -> None:
     peers = {
         "ddim": DDIMScheduler(),
         "dpm++2m": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2),
+        "dpm++3m": DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=3),
+        "unipc-3": UniPCMultistepScheduler(solver_order=3),
+        "sde-dpm++2m": DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=2),
     }
     rows: list[Measure] = []
     for solver, scheduler in peers.items():
@@ -111,7 +114,7 @@ def main() -> None:
         )
         against = f"of {type(scheduler).__name__} of diffusers"
         loop, whole = (found[name] / found["diffusers"] for name in ("posterior", "network"))
-        rows.append(Measure(f"{solver}: the loop", loop, asked=ASKED[solver], note=against))
+        rows.append(Measure(f"{solver}: the loop", loop, asked=ASKED.get(solver), note=against))
         rows.append(Measure(f"{solver}: with conversions", whole, note=against))
         rows += [Measure(f"{solver}: {name}", 1e3 * seconds, "ms") for name, seconds in found.items()]
     said = "The sampling loop on 256 points with a network that costs nothing, 50 steps, against diffusers' schedulers."

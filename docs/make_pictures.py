@@ -3,7 +3,7 @@
     python docs/make_pictures.py [NAME ...] [--model FOLDER] [--out docs/pictures]
 
 Needs nothing but the package: the built-in digits model, exact denoisers, and two short trainings.
-All pictures take about four minutes on one core.
+All pictures but "choice" take about four minutes on one core, and that one five.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import undiffuse as ud
+from undiffuse.analysis import choose_solver
+from undiffuse.data import open_data, split
+from undiffuse.guidance import Autoguidance, ClassifierFreeGuidance, ClassifierGuidance, Thresholding
 from undiffuse.images import image_grid
+from undiffuse.metrics.energy import energy_distance
 from undiffuse.process.grids import known, uniform_grid
-from undiffuse.report.plots import loss_weights, weight_curves
+from undiffuse.report.plots import error_by_evaluations, loss_weights, weight_curves
+from undiffuse.report.solvers import solver_curves
 from undiffuse.sampling.constraints import Constraint, Replacement
 
 INK, GREY, FAINT = "#1f2328", "#8c959f", "#d8dee4"
@@ -103,10 +108,29 @@ def draw_trajectory(model: ud.Model) -> Drawn:
     return Drawn(figure, {"steps": steps})
 
 
-def class_rows(model: ud.Model, columns: int, scale: float) -> np.ndarray:
+def draw_choice(model: ud.Model) -> Drawn:
+    """The curves of `undiffuse solvers --on digits`, which this runs (minutes)."""
+    found = choose_solver(model, name="digits")
+    figure = error_by_evaluations(solver_curves(found), found.reference_error)
+    figure.set_facecolor("white")
+    return Drawn(figure, found.to_json()["recommended"])
+
+
+def draw_tuned(model: ud.Model) -> Drawn:
+    """Samples of two steps before and after tuning the model for them, from the same noise."""
+    columns, sampler = 7, {"solver": "ddim", "steps": 2, "grid": "t"}
+    options: dict[str, Any] = {"batch_size": 64, "lr": 2e-4, "objective.checkpoint": False, "train.validate_every": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        fast = ud.accelerate(model, "digits", steps=2, iters=80, out=folder, samples=0, **options)
+        panels = [class_rows(of, columns, 1.0, **sampler) for of in (model, fast.model)]
+    figure = picture_panels(panels, ["two steps, before", "two steps, after tuning"], model.spec.classes)
+    return Drawn(figure, {**sampler, "iters": 80})
+
+
+def class_rows(model: ud.Model, columns: int, scale: float, **sampler: Any) -> np.ndarray:
     """A grid with one row per class, uint8 (H, W, 1)."""
     labels = [label for label in range(len(model.spec.classes)) for _ in range(columns)]
-    images = model.sample(len(labels), seed=0, cond={"label": labels}, guidance=scale)
+    images = model.sample(len(labels), seed=0, cond={"label": labels}, guidance=scale, **sampler)
     return ink_on_paper(images, columns, model.spec.range or (-1.0, 1.0))
 
 
@@ -145,6 +169,34 @@ def stacked_panels(panels: list[np.ndarray], titles: list[str], columns: list[st
     return figure
 
 
+def draw_likelihoods(model: ud.Model) -> Drawn:
+    """Log-likelihoods of digits that were held out, of samples, of turned digits and of noise; and of a bare bar."""
+    count = 64
+    held_out = split(open_data("digits"))[1]
+    digits = model.spec.from_model(held_out.batch(torch.arange(count))["x"]).round()
+    uniform = ud.KeyedNoise(0, range(count)).uniform("data", 0, (1, 8, 8))
+    bar = torch.zeros(1, 1, 8, 8).index_fill(3, torch.tensor([3, 4]), 12.0)
+    groups = {
+        "held-out digits": digits,
+        "samples": model.sample(count, seed=0).round(),
+        "digits turned by 90°": digits.rot90(1, (2, 3)),
+        "noise": (uniform * 17).floor(),
+        "a bar": bar,
+    }
+    how: dict[str, Any] = {"divergence": "hutchinson", "probes": 2, "rtol": 1e-3, "atol": 1e-3}
+    log_p = {name: ud.log_likelihood(model, items, **how).log_p for name, items in groups.items()}
+    figure, (axes,) = plot_figure(1, width=6.4, height=2.3)
+    colours = [COLOURS[name] for name in ("blue", "green", "amber", "red")]
+    edges = np.linspace(min(float(v.min()) for v in log_p.values()), max(float(v.max()) for v in log_p.values()), 90)
+    for (name, values), colour in zip(log_p.items(), colours, strict=False):
+        axes.hist(values.numpy(), bins=edges.tolist(), color=colour, alpha=0.6, label=name)
+    axes.axvline(float(log_p["a bar"]), color=INK, linewidth=1.2, linestyle="--", label="a bar")
+    axes.set_xlabel("log p of an item, nats")
+    axes.set_ylabel("items")
+    axes.legend(frameon=False, fontsize=8)
+    return Drawn(figure, {name: [float(v.mean()), float(v.std()) if len(v) > 1 else 0.0] for name, v in log_p.items()})
+
+
 # -- exact denoisers --------------------------------------------------------------------------------
 
 
@@ -169,6 +221,40 @@ def draw_solvers() -> Drawn:
             error = float((x - reference).square().sum(1).mean().sqrt())
             lines.setdefault(solver, []).append((nfe, error))
     return Drawn(plot_solvers(lines), {name: dict(points) for name, points in lines.items()})
+
+
+def draw_wrappers() -> Drawn:
+    """Samples of a mixture of two classes, all known exactly, from the same noise under each wrapper."""
+    process = ud.GaussianProcess(ud.make_schedule("vp"))
+    means = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.2]])
+    weights, stds, labels = torch.tensor([0.3, 0.4, 0.3]), torch.tensor([0.3, 0.5, 0.4]), torch.tensor([0, 1, 1])
+    exact = ud.MixtureDenoiser(weights, means, stds, process, labels=labels)
+    weak = ud.MixtureDenoiser(weights, means, 1.8 * stds, process, labels=labels)
+    right = {"label": torch.ones(600, dtype=torch.int64)}
+
+    def nearness(x: Tensor, t: Tensor) -> Tensor:  # log p(y | x_t) of the second class
+        both = exact.log_prob(x, t), exact.log_prob(x, t, exact.embed({"label": right["label"][: len(x)]}, len(x)))
+        return both[1] - both[0]
+
+    away = {"label": torch.zeros(1, dtype=torch.int64)}
+    guided = ClassifierFreeGuidance(exact, 3.0)
+    panels: dict[str, tuple[ud.denoisers.Denoiser, dict[str, Tensor] | None]] = {
+        "class 1, unguided": (exact, right),
+        "classifier-free, 3": (guided, right),
+        "away from class 0, 1.3": (ClassifierFreeGuidance(exact, 1.3, negative=away), right),
+        "autoguidance, 2": (Autoguidance(exact, weak, 2.0), right),
+        "classifier, 3": (ClassifierGuidance(exact, nearness, None, 3.0), None),
+        "classifier-free, clipped": (Thresholding(guided, "static", bound=1.2), right),
+    }
+    figure, axes = plot_figure(len(panels), width=8.6, height=1.75)
+    noise, grid = ud.KeyedNoise(0, range(600)), ud.make_grid(process.schedule, 40)
+    numbers, frame = {}, torch.tensor([[-1.2, -2.4], [2.6, 1.4]])
+    for place, (title, (denoiser, cond)) in zip(axes, panels.items(), strict=True):
+        result = ud.sample(denoiser, noise=noise, shape=(2,), solver=ud.make_solver("dpm++2m"), grid=grid, cond=cond)
+        scatter(place, result.x, COLOURS["blue"], title, frame)
+        place.title.set_fontsize(7.5)
+        numbers[title] = {"evaluations": result.nfe, "std": [round(value, 2) for value in result.x.std(0).tolist()]}
+    return Drawn(figure, numbers)
 
 
 def logsnr_grid(process: ud.GaussianProcess, steps: int, last: float) -> Tensor:
@@ -277,6 +363,28 @@ def draw_mixture() -> Drawn:
     return Drawn(figure, numbers)
 
 
+def draw_distilled() -> Drawn:
+    """Points of a model with one DDIM step and with 25, and of its student with one jump; from short trainings."""
+    short: dict[str, Any] = {"preview_every": 0, "checkpoint_every": 100_000, "steps": 1500}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = ud.train("mixture3", "vector", out=f"{folder}/teacher", **short).model
+        given: dict[str, Any] = {"method": "progressive", "data": "mixture3", "out": f"{folder}/student", "lr": 1e-3}
+        student = ud.distill(f"{folder}/teacher", **given, **short)
+        drawn = {
+            "1 step, before": teacher.sample(2000, steps=1, solver="ddim", grid="t"),
+            "1 step, distilled": student.sample(2000),
+            "25 steps, before": teacher.sample(2000, steps=25, solver="ddim", grid="t"),
+        }
+    points = ud.data.open_data("mixture3")
+    real = points.spec.from_model(points.batch(torch.arange(4000))["x"])
+    figure, axes = plot_figure(3, width=6.6, height=2.5)
+    numbers: dict[str, Any] = {"steps": short["steps"]}
+    for place, (title, samples) in enumerate(drawn.items()):
+        scatter(axes[place], samples, COLOURS["red" if "distilled" in title else "blue"], title, real[:2000])
+        numbers[f"energy distance, {title}"] = round(energy_distance(samples.numpy(), real[2000:].numpy()), 5)
+    return Drawn(figure, numbers)
+
+
 def scatter(axes: Axes, points: Tensor, colour: str, title: str, frame: Tensor) -> None:
     """Points in the square where `frame` has points, axes left out."""
     low, high = frame.amin(0), frame.amax(0)
@@ -345,12 +453,17 @@ OF_MODEL: dict[str, Callable[[ud.Model], Drawn]] = {
     "digits": draw_digits,
     "guidance": draw_guidance,
     "trajectory": draw_trajectory,
+    "tuned": draw_tuned,
+    "likelihoods": draw_likelihoods,
+    "choice": draw_choice,
 }
 ALONE: dict[str, Callable[[], Drawn]] = {
     "solvers": draw_solvers,
+    "wrappers": draw_wrappers,
     "frames": draw_frames,
     "weights": draw_weights,
     "mixture": draw_mixture,
+    "distilled": draw_distilled,
 }
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 import undiffuse as ud
 from undiffuse.cli import main as command
 from undiffuse.config import resolve
+from undiffuse.distillation import accelerate, distill
 from undiffuse.metrics import Evaluation, evaluate
 from undiffuse.training.recipe import RECIPES, Recipe, override_layers, recipe_layer
 from undiffuse.training.run import Run, choose, train
@@ -129,17 +130,33 @@ def short_evaluate(*arguments: Any, **options: Any) -> Evaluation:
     return evaluate(*arguments, **{**options, "n": 20})
 
 
+def short_accelerate(*arguments: Any, **options: Any) -> Any:
+    """Tune as asked, but for two steps, and without the comparison."""
+    short = {"iters": 2, "batch_size": 8, "samples": 0}
+    return accelerate(*arguments, **{**options, **short})
+
+
+def short_distill(*arguments: Any, **options: Any) -> Any:
+    """Distil as asked, but for two steps."""
+    short = {"steps": 2, "batch_size": 8, "preview_every": 0}
+    return distill(*arguments, **{**options, **short})
+
+
 @pytest.mark.parametrize("page", with_blocks("python"))
 @pytest.mark.filterwarnings("ignore:Frechet distance of 20")
 def test_the_python_of_a_page_runs(page: Path, here_without_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ud, "train", short_train)
     monkeypatch.setattr(ud, "evaluate", short_evaluate)
+    monkeypatch.setattr(ud, "accelerate", short_accelerate)
+    monkeypatch.setattr(ud, "distill", short_distill)
+    monkeypatch.setattr("undiffuse.distillation.mmd_features._EPOCHS", 1)
+    monkeypatch.setattr("undiffuse.distillation.mmd_build._WATCHED", 70)
     namespace: dict[str, Any] = {"__name__": "page"}
     run = 0
     for block in blocks(page, "python"):
         if block.reason is None:
             padded = "\n" * (block.line - 1) + block.text  # so that errors name the line of the page
-            exec(compile(padded, str(page), "exec"), namespace)
+            exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
             run += 1
     assert run, "a page whose code is never run promises nothing"
 

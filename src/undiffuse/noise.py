@@ -19,7 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STREAMS = ("init", "step", "corrector", "class", "order", "data", "time", "dropout", "probe", "augment", "selfcond")
+STREAMS = (
+    "init",
+    "step",
+    "corrector",
+    "class",
+    "order",
+    "data",
+    "time",
+    "dropout",
+    "probe",
+    "augment",
+    "selfcond",
+    "path",
+    "langevin",
+)
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -86,6 +100,7 @@ class KeyedNoise:
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
         self.device = self.items.device
+        self._numpy = self.items.numpy() if self.items.is_cpu else None
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return standard normal numbers (B, *shape)."""
@@ -121,14 +136,14 @@ class KeyedNoise:
         """
         base = _key(self.seed, stream)
         starts = [_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps]
-        items: Any = self.items
+        items: Any
         column: Any
         counter: Any
-        if items.is_cpu and len(starts) * len(items) * count <= _FEW:
-            known, items = _NUMPY, items.numpy()
+        if self._numpy is not None and len(starts) * len(self._numpy) * count <= _FEW:
+            known, items = _NUMPY, self._numpy
             column, counter = np.array(starts)[:, None], np.arange(1, count + 1)
         else:
-            known = _TORCH
+            known, items = _TORCH, self.items
             column = _column(starts, self.device)
             counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device)
         rows = _mix(column + items * known.step, known)

@@ -6,37 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.guidance.helpers import COND, LABELS, Counting
 from tests.networks.helpers import randomise
 from tests.oracles.continuous import ExactNetwork, normals, process_of, run, spec_mixture
-from undiffuse.denoisers.base import Wrapper
 from undiffuse.denoisers.mixture import MixtureDenoiser
 from undiffuse.denoisers.network import NetworkDenoiser
-from undiffuse.denoisers.posterior import Posterior
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.networks.build import build_network
-from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.options import UNetOptions
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.grids import make_grid, sync
-from undiffuse.process.times import Time
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
 from undiffuse.spec import ConditionSpec, DataSpec
-
-LABELS = torch.tensor([0, 1, 1])
-COND = {"label": torch.tensor([0, 1, 1, 0, 1])}
-
-
-class Counting(Wrapper):
-    """Counts calls and rows."""
-
-    def __init__(self, denoiser: MixtureDenoiser) -> None:
-        super().__init__(denoiser)
-        self.count, self.rows = 0, 0
-
-    def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
-        self.count, self.rows = self.count + 1, self.rows + len(x)
-        return self.denoiser(x, t, cond)
 
 
 def parts(name: str = "vp") -> tuple[Counting, Tensor, Tensor, Tensor]:

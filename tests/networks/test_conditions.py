@@ -85,7 +85,7 @@ def data(spec: DataSpec, batch: int = BATCH) -> torch.Tensor:
 
 
 def shapes(embedded: Embedded) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(part.shape) for name, part in vars(embedded).items() if part is not None}
+    return {name: tuple(part.shape) for name, part in vars(embedded).items() if isinstance(part, torch.Tensor)}
 
 
 @every_network

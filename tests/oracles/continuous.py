@@ -32,6 +32,21 @@ CONTINUOUS_SOLVERS: dict[str, Solver] = {
     "dpm++2m": make_solver("dpm++2m"),
     "sde-dpm++2m": make_solver("sde-dpm++2m"),
     "sde-dpm++2m heun": make_solver("sde-dpm++2m", variant="heun", tau=0.6),
+    "dpm++3m": make_solver("dpm++3m"),
+    "dpm-solver-3m": make_solver("dpm-solver-3m"),
+    "sde-dpm++3m": make_solver("sde-dpm++3m", tau=0.7),
+    "deis-3": make_solver("deis-3"),
+    "lms": make_solver("lms"),
+    "unipc-3": make_solver("unipc-3"),
+    "unipc-3 noise": make_solver("unipc-3", form="noise", variant="bh1"),
+    "dpm-solver-2": make_solver("dpm-solver-2", r=0.6),
+    "dpm-solver-3": make_solver("dpm-solver-3"),
+    "dpm++2s": make_solver("dpm++2s"),
+    "dpm++3s": make_solver("dpm++3s", published="diffusers"),
+    "rk4": make_solver("rk4"),
+    "euler-maruyama": make_solver("euler-maruyama"),
+    "pc-langevin": make_solver("pc-langevin", corrections=2),
+    "annealed-langevin": make_solver("annealed-langevin", updates=3),
 }
 
 

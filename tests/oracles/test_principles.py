@@ -415,7 +415,9 @@ def test_the_prediction_kind_does_not_change_the_samples(name: str, solver: str)
                 continue  # noise says nothing about the data there; see the next test
             for data_std in (1.0, 0.5) if kind == "edm" else (1.0,):
                 found = run(ExactNetwork(exact, kind, data_std), rule, grid, x).x  # type: ignore[arg-type]
-                torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+                # The length of a score that nearly cancels magnifies round-off in sizes chosen by it.
+                bound = 1e-8 if solver == "pc-langevin" else 1e-10
+                torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpm++2m"])

@@ -215,3 +215,51 @@ def test_empty_pyramids_are_refused() -> None:
     for arguments in ((0, 3, 1), (3, 0, 1)):
         with pytest.raises(ValueError, match="at least 1"):
             pyramid(*arguments)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULE_NAMES])
+def test_a_limited_grid_is_even_in_half_logsnr_between_its_limits_and_then_ends_at_zero(name: str) -> None:
+    schedule = make_schedule(name)
+    grid = make_grid(schedule, 9, "logsnr:-2:1.5")
+    inner = schedule.half_logsnr(grid[1:-1])
+    assert (float(grid[0]), float(grid[-1]), len(grid)) == (1.0, 0.0, 10)
+    torch.testing.assert_close(inner, torch.linspace(-2, 1.5, 9, dtype=torch.float64)[1:], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bend", [-0.6, 0.3, 0.9])
+def test_the_bend_is_the_slope_at_both_ends(bend: float) -> None:
+    schedule, steps = make_schedule("vp"), 2001
+    halves = schedule.half_logsnr(make_grid(schedule, steps, f"logsnr:-3:3:{bend}")[1:-1])
+    rises = halves.diff() / (6 / (steps - 1))
+    torch.testing.assert_close(rises[[0, -1]], torch.tensor([1 + bend, 1 - bend]).double(), rtol=0, atol=1e-3)
+    assert float(halves[-1]) == pytest.approx(3.0, abs=1e-6)
+
+
+def test_a_limited_grid_from_the_middle_starts_there() -> None:
+    schedule = make_schedule("vp")
+    grid = make_grid(schedule, 5, "logsnr:-4:2", start=0.4)
+    assert float(grid[0]) == 0.4
+    assert torch.all(grid.diff() < 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("logsnr:", "not of the form"),
+        ("logsnr:1", "not of the form"),
+        ("logsnr:a:2", "not of the form"),
+        ("logsnr:0:1:0:0", "not of the form"),
+        ("logsnr:1:-1", "LOW < HIGH"),
+        ("logsnr:-90:1", "half log-SNRs of this schedule"),
+        ("logsnr:-1:1:1", r"BEND in \(-1, 1\)"),
+        ("logsnr:nan:1", "LOW < HIGH"),
+    ],
+)
+def test_limits_that_are_none_are_refused(shape: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(make_schedule("vp"), 5, shape)
+
+
+def test_a_limited_grid_has_no_other_end() -> None:
+    with pytest.raises(ValueError, match="ends at 0"):
+        make_grid(make_schedule("vp"), 5, "logsnr:-1:1", end="t_min")

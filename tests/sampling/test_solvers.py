@@ -15,23 +15,30 @@ from undiffuse.noise import KeyedNoise, RecordedNoise
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.grids import known, make_grid
 from undiffuse.process.times import Time
-from undiffuse.sampling.dpm_multistep import DPMpp2M
+from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.registry import SOLVERS, make_solver
 
 STEPS = 9
-ONE_CALL = ("ddim", "ddim eta", "ddpm", "ddpm large", "euler", "dpm++2m", "sde-dpm++2m", "sde-dpm++2m heun")
+CALLS = {  # evaluations per step, where not 1
+    **dict.fromkeys(("heun", "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm++2s"), 2),
+    **dict.fromkeys(("dpm-solver-3", "dpm++3s", "pc-langevin", "annealed-langevin"), 3),
+    "rk4": 4,
+}
+ONCE_FROM_PURE_NOISE = ("edm-heun", "edm-heun churn", "dpm-solver-2", "dpm-solver-3", "dpm++2s", "dpm++3s")
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
 @pytest.mark.parametrize("name", ["vp", "rf", "edm", "ddpm"])
 def test_evaluations_counted_equal_evaluations_promised(name: str, solver: str) -> None:
     process, rule = process_of(name), CONTINUOUS_SOLVERS[solver]
-    to_zero = STEPS if solver in ONE_CALL else 2 * STEPS - 1
-    if solver.startswith("edm-heun") and name == "rf":
-        to_zero -= 1  # from alpha = 0 it takes one DDIM step
+    calls = CALLS.get(solver, 1)
+    to_t_min = calls * STEPS
+    if name == "rf" and solver in (*ONCE_FROM_PURE_NOISE, "annealed-langevin"):
+        to_t_min -= calls - 1  # from alpha = 0 they take one DDIM step
+    to_zero = to_t_min + 1 if solver == "annealed-langevin" else to_t_min - (calls - 1)
     network = ExactNetwork(spec_mixture(process), "v")
     x = normals(3, 2, seed=1)
-    for end, expected in (("zero", to_zero), ("t_min", to_zero if solver in ONE_CALL else to_zero + 1)):
+    for end, expected in (("zero", to_zero), ("t_min", to_t_min)):
         before = network.network_calls
         grid = make_grid(process.schedule, STEPS, end=end)  # type: ignore[arg-type]
         result = run(network, rule, grid, x)
@@ -78,9 +85,9 @@ def test_few_steps_lower_the_last_order_of_2m() -> None:
     denoiser, x = spec_mixture(process), normals(8, 2, seed=1)
     for steps, lowered in ((14, True), (15, False)):
         grid = make_grid(process.schedule, steps, end="t_min")
-        default = run(denoiser, DPMpp2M(), grid, x).x
-        assert torch.equal(default, run(denoiser, DPMpp2M(lower_final=lowered), grid, x).x)
-        assert not torch.equal(default, run(denoiser, DPMpp2M(lower_final=not lowered), grid, x).x)
+        default = run(denoiser, DPMMultistep(), grid, x).x
+        assert torch.equal(default, run(denoiser, DPMMultistep(lower_final=lowered), grid, x).x)
+        assert not torch.equal(default, run(denoiser, DPMMultistep(lower_final=not lowered), grid, x).x)
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
@@ -89,7 +96,7 @@ def test_only_stochastic_solvers_draw_noise(solver: str) -> None:
     noise = RecordedNoise(KeyedNoise(0, range(3)))
     run(spec_mixture(process), rule, make_grid(process.schedule, 6), normals(3, 2), noise=noise)
     assert bool(noise.record) == rule.stochastic
-    assert {stream for stream, _ in noise.record} <= {"step"}
+    assert {stream for stream, _ in noise.record} <= {"step", "langevin"}
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
@@ -115,10 +122,10 @@ def test_2m_remembers_nothing_across_an_edit() -> None:
         def leave(self, x: Tensor, s: Time, k: int, noise: object) -> tuple[Tensor, bool]:
             return (x + 0.1, True) if k == 4 else (x, False)
 
-    edited = run(denoiser, DPMpp2M(), grid, x, constraints=[Nudge()]).x
-    path = run(denoiser, DPMpp2M(), grid, x, trajectory=True).trajectory
+    edited = run(denoiser, DPMMultistep(), grid, x, constraints=[Nudge()]).x
+    path = run(denoiser, DPMMultistep(), grid, x, trajectory=True).trajectory
     assert path is not None
-    restarted = run(denoiser, DPMpp2M(), grid[5:], path[5] + 0.1).x
+    restarted = run(denoiser, DPMMultistep(), grid[5:], path[5] + 0.1).x
     torch.testing.assert_close(edited, restarted, rtol=1e-12, atol=1e-12)
 
 
@@ -129,7 +136,7 @@ def test_the_solver_table_builds_everything_it_names() -> None:
 
 def test_wrong_solvers_and_options_are_refused() -> None:
     for name, options, message in (
-        ("dpm++2n", {}, "Did you mean 'dpm\\+\\+2m'"),
+        ("dpm++2n", {}, "Did you mean 'dpm\\+\\+2"),
         ("ddim", {"eta": 1.2}, "eta=1.2"),
         ("ddim", {"eta": -0.1}, "eta=-0.1"),
         ("ddim", {"eta": float("nan")}, "eta=nan"),
@@ -138,6 +145,16 @@ def test_wrong_solvers_and_options_are_refused() -> None:
         ("dpm++2m", {"variant": "other"}, "variant"),
         ("edm-heun", {"churn": -1.0}, "churn=-1"),
         ("ddpm", {"variance": "huge"}, "variance"),
+        ("dpm-solver-2", {"r": 0.0}, "r=0.0"),
+        ("dpm-solver-2", {"form": "score"}, "form='score'"),
+        ("dpm-solver-3", {"r1": 0.7}, "must rise"),
+        ("dpm-fast", {"published": "mine"}, "published='mine'"),
+        ("euler-maruyama", {"tau": -1.0}, "tau=-1"),
+        ("pc-langevin", {"corrections": 0}, "corrections=0"),
+        ("pc-langevin", {"snr": 0.0}, "snr=0"),
+        ("pc-langevin", {"eta": 1.5}, "eta=1.5"),
+        ("annealed-langevin", {"updates": 0}, "updates=0"),
+        ("annealed-langevin", {"size": 4.0}, "size=4"),
     ):
         with pytest.raises(ValueError, match=message):
             make_solver(name, **options)

@@ -23,6 +23,8 @@ from undiffuse.training.options import MaskedELBOOptions
 from undiffuse.training.recipe import Recipe
 
 OF_TOKENS = ("ancestral", "first-hitting")
+OF_FLOW_MAPS = ("flow-map", "consistency")
+ADAPTIVE = ("dpm-adaptive-12", "dpm-adaptive-23", "rk45")  # they read their errors, once per attempt
 SPEC = DataSpec(kind="vector", shape=(3,), classes=("a", "b"))
 
 
@@ -58,11 +60,18 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OF_TOKENS])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OF_TOKENS + OF_FLOW_MAPS + ADAPTIVE])
 def test_solvers_of_continuous_data_do_not_wait(vectors: Model, watched: list[int], solver: str, guidance: float):
     interval = (0.1, 10.0) if guidance != 1 else None
+    options = {"updates": 2} if solver == "annealed-langevin" else {}
     vectors.to(META).sample_result(
-        4, solver=solver, steps=5, cond={"label": [0, 1, 0, 1]}, guidance=guidance, guidance_interval=interval
+        4,
+        solver=solver,
+        steps=5,
+        cond={"label": [0, 1, 0, 1]},
+        guidance=guidance,
+        guidance_interval=interval,
+        solver_options=options,
     )
     assert watched
 

@@ -185,3 +185,10 @@ def test_options_need_no_torch():
     modules = "undiffuse.training.options, undiffuse.process.options, undiffuse.sampling.options"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")}, timeout=60)
+
+
+def test_a_threshold_is_for_data_with_a_range_and_not_for_latents() -> None:
+    assert resolve(Recipe, recipe_layer("image"), ["sample.threshold=dynamic"]).sample.threshold == "dynamic"
+    for name in ("text", "latent"):
+        with pytest.raises(Exception, match=r"sample\.threshold bounds data"):
+            resolve(Recipe, recipe_layer(name), ["sample.threshold=dynamic"])

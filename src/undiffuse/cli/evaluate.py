@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.guides import GuidanceWords, read_guides
 from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ EPILOG = """\b
 Examples:
   undiffuse evaluate runs/photos
   undiffuse evaluate runs/digits --guidance 1,1.5,2,3
+  undiffuse evaluate runs/digits --guidance 2,4 --threshold dynamic
   undiffuse evaluate runs/text other.txt --json
   undiffuse evaluate runs/cifar train.zip --held-out test.zip -n 5000
   undiffuse evaluate runs/photos --features dinov2:facebook/dinov2-small
@@ -33,6 +35,16 @@ def evaluate(
     ] = None,
     guidance: Annotated[
         str | None, typer.Option(help="Guidance scales to compare, such as 1,2,3.", show_default=False)
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A condition to move away from, as in sample.", show_default=False),
+    ] = None,
+    autoguide: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A weaker model to move away from.", show_default=False)
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Bound every answer: static, dynamic or none.", show_default=False)
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Metrics by name, such as frechet,memorisation; default: by the data.")
@@ -76,7 +88,9 @@ def evaluate(
     if not processes.is_main:
         return split.serve()
     dataset, holdout = open_data_of(found, data)
+    asked = GuidanceWords(negative or [], autoguide, threshold=threshold)
     sampling = {key: value for key, value in {"solver": solver, "steps": steps}.items() if value is not None}
+    sampling |= read_guides(asked, found.model, 1, None, device)
     chosen = metrics.split(",") if metrics else "auto"
     with output.progress() as listener:
         result = measure(

@@ -124,14 +124,22 @@ def _some(names: tuple[str, ...] | list[str], most: int = 12) -> str:
 def _network_facts(found: Found) -> dict[str, Any]:
     from undiffuse.models.description import denoiser_to_json
 
-    described = denoiser_to_json(found.model.denoiser)
+    described = denoiser_to_json(found.model.module)
     network, process = described["network"], described["process"]
-    return {
+    jumps = {"flow map": _jumps(described["flow_map"])} if "flow_map" in described else {}
+    return jumps | {
         "network": f"{network['kind']}, {found.model.parameters:,} parameters",
         "process": _process(process, described["parametrisation"]),
         "sampling": ", ".join(f"{key} {value}" for key, value in found.model.defaults.items()) or "defaults",
         "trained on": found.recipe.data.source if found.recipe is not None else "unknown",
     }
+
+
+def _jumps(trained: dict[str, Any]) -> str:
+    """Return which jumps a flow map was trained for."""
+    words = {"any": "any two times", "clean": "to clean data", "steps": "the steps of a grid"}
+    guided = f", guidance {trained['guided']:g} folded in" if trained["guided"] != 1 else ""
+    return f"jumps: {words[trained['spans']]}{guided}"
 
 
 def _process(process: dict[str, Any], parametrisation: dict[str, Any]) -> str:

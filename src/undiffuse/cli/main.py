@@ -13,12 +13,17 @@ from undiffuse.cli.failures import INTERRUPTED, report_failure
 
 COMMANDS = {
     "train": ("undiffuse.cli.train:train", "Train a model on your data, or go on with a run."),
+    "distill": ("undiffuse.cli.distill:distill", "Train a few-step generator that starts as a model."),
     "sample": ("undiffuse.cli.sample:sample", "Draw samples from a model."),
     "evaluate": ("undiffuse.cli.evaluate:evaluate", "Compare a model with real data."),
+    "likelihood": ("undiffuse.cli.likelihood:likelihood", "Say how likely data are under a model."),
+    "solvers": ("undiffuse.cli.solvers:solvers", "List the solvers, or find the best one for a model."),
     "info": ("undiffuse.cli.info:info", "Say what a model, a run, a data set or a recipe is."),
     "ema": ("undiffuse.cli.ema:ema", "Average a run's weights over another width, after the run."),
+    "accelerate": ("undiffuse.cli.accelerate:accelerate", "Tune a model for few sampling steps, and compare."),
     "report": ("undiffuse.cli.report:report", "Write the HTML report of a run."),
     "demo": ("undiffuse.cli.demo:demo", "Train two small models and show everything in one report (6 minutes)."),
+    "papers": ("undiffuse.cli.papers:papers", "List the papers, or reproduce the main claim of one."),
     "bench": ("undiffuse.cli.bench:bench", "Run the benchmarks of the source repository and write one page."),
     "doctor": ("undiffuse.cli.doctor:doctor", "Say what this machine can do, and check that it computes right."),
 }

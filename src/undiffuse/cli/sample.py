@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.conditions import load_conditions, read_conditions
+from undiffuse.cli.guides import GuidanceWords, read_guides
 from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ EPILOG = """\b
 Examples:
   undiffuse sample runs/photos -n 64
   undiffuse sample digits --label 3 --guidance 2 --steps 20
+  undiffuse sample digits --label 3 --guidance 2 --negative label=8 --threshold dynamic
   undiffuse sample digits --guidance 3 --guidance-interval 0.3,3 --solver ddim --solver-option eta=1
   undiffuse sample runs/text --prefix "The river "
   undiffuse sample runs/captioned --cond caption="a red square" --guidance 3
@@ -63,6 +65,35 @@ def sample(
         float | None,
         typer.Option(help="Share in [0, 1] of the contrast that guidance adds to take back.", show_default=False),
     ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A condition to move away from, by --guidance: label=3; repeatable, written as --cond is.",
+            show_default=False,
+        ),
+    ] = None,
+    autoguide: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A weaker model to move away from, by --guidance.", show_default=False),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A classifier of clean images that pulls each sample to its label.",
+            show_default=False,
+        ),
+    ] = None,
+    classifier_scale: Annotated[float, typer.Option(help="How hard it pulls; 0 is not at all.")] = 1.0,
+    classifier_label: Annotated[
+        list[str] | None,
+        typer.Option(help="Class to pull to, by name or number; default: the label asked for.", show_default=False),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="Bound every answer to the data's range: static, dynamic or none.", show_default=False),
+    ] = None,
     solver: Solver = None,
     solver_option: Annotated[
         list[str] | None,
@@ -71,6 +102,16 @@ def sample(
     steps: Steps = None,
     grid: Annotated[
         str | None, typer.Option(help="Spacing of the steps: logsnr, t, karras, ...", show_default=False)
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS", help="Compute so many steps at once: fewer, larger calls, for GPUs.", show_default=False
+        ),
+    ] = None,
+    parallel_tol: Annotated[
+        float | None,
+        typer.Option(help="When a step is final there, in units of its noise; default 0.1.", show_default=False),
     ] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every sample begins with.", show_default=False)] = None,
     size: Annotated[
@@ -111,7 +152,11 @@ def sample(
         settings = {"guidance": guidance, "solver": solver, "steps": steps, "grid": grid, "prefix": prefix} | read_more(
             guidance_interval, guidance_rescale, solver_option or []
         )
+        pull = (classifier, classifier_scale, classifier_label or [])
+        asked = GuidanceWords(negative or [], autoguide, *pull, threshold)
+        guides = read_guides(asked, found.model, n, conditions, device, weights)
         settings |= {"size": read_size(size)} if size else {}
+        settings |= read_parallel(parallel, parallel_tol)
         loaded = load_conditions(conditions, found.model.state_spec_at(settings.get("size")))
     with output.progress() as listener:
         result = sample_split(
@@ -124,15 +169,18 @@ def sample(
             batch_size=batch_size,
             listener=listener,
             **settings,
+            **guides,
         )
     if not processes.is_main:
         return
-    settings |= {"dtype": None if dtype == "float32" else dtype, "compile": compile or None}
+    settings |= asked.said() | {"dtype": None if dtype == "float32" else dtype, "compile": compile or None}
     made_by = _made_by(found, n, seed, conditions, settings, result.nfe)
+    made_by |= {} if result.calls is None else {"sweeps": result.sweeps, "calls": result.calls}
     folder = out if out is not None else found.home / folder_name(seed, label or [], cond or [], settings)
     saved = save_samples(result.x, found.model.spec, folder, made_by, format)
     labels = ", each class in turn" if conditions and not (label or cond) else ""
-    output.say(f"{n} samples{labels}, {result.nfe} network evaluations each")
+    batched = "" if result.calls is None else f" in {result.calls} batched calls ({result.sweeps} sweeps)"
+    output.say(f"{n} samples{labels}, {result.nfe} network evaluations each{batched}")
     if idle := idle_processes(n, batch_size, processes):
         output.warn(f"{idle} of {processes.size} processes had no batch to compute; a smaller --batch-size has more.")
     output.finish(f"The result is {saved.main}", made_by | {"folder": folder, "files": saved.files, "main": saved.main})
@@ -150,6 +198,17 @@ def read_more(interval: str | None, rescale: float | None, options: list[str]) -
     if options:
         found["solver_options"] = dict(map(_solver_option, options))
     return found
+
+
+def read_parallel(steps: int | None, tol: float | None) -> dict[str, Any]:
+    """Return the settings behind --parallel and --parallel-tol, as far as given.
+
+    Raises:
+        ValueError: The second without the first.
+    """
+    if steps is None and tol is not None:
+        raise ValueError(f"--parallel-tol {tol} belongs to --parallel; give the number of steps too.")
+    return ({} if steps is None else {"parallel": steps}) | ({} if tol is None else {"parallel_tol": tol})
 
 
 def read_size(text: str) -> tuple[int, int]:

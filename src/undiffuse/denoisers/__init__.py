@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         "JointDenoiser": "undiffuse.denoisers.joint:JointDenoiser",
         "LowRankMixtureDenoiser": "undiffuse.denoisers.mixture:LowRankMixtureDenoiser",
         "MixtureDenoiser": "undiffuse.denoisers.mixture:MixtureDenoiser",
+        "NetworkFlowMap": "undiffuse.denoisers.network_flow_map:NetworkFlowMap",
         "NetworkDenoiser": "undiffuse.denoisers.network:NetworkDenoiser",
         "Posterior": "undiffuse.denoisers.posterior:Posterior",
         "Reschedule": "undiffuse.denoisers.reschedule:Reschedule",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time, check_time
 from undiffuse.spec import DataSpec
+
+_ROWS = 64  # of a backward pass: more cost memory and save no time, measured on a small U-Net
 
 
 class Denoiser(nn.Module, ABC):
@@ -79,6 +82,11 @@ class Denoiser(nn.Module, ABC):
         return frozenset() if self.spec is None else self.spec.kept_conditions
 
     @property
+    def normalised(self) -> bool:
+        """Whether answers are meant as posterior means of one density, so that a likelihood means something."""
+        return True
+
+    @property
     def self_conditioned(self) -> bool:
         """Whether answers depend on the last estimate of x_0, which is then told by `with_estimate`."""
         return False
@@ -125,18 +133,41 @@ class Denoiser(nn.Module, ABC):
         Args:
             probes: Random vectors (P, B, *) with identity covariance for Hutchinson's estimate (Rademacher has
                 the lower variance); None: exact, one cotangent per element of x.
-            chunk: How many cotangents run at once; None: all.
+            chunk: How many cotangents run at once; None: so many that they make a batch of some 64 rows.
         """
-        with math_attention():
-            _, pull = torch.func.vjp(lambda y: self.mean(y, t, cond), x)[:2]
-            if probes is None:
-                eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-                probes = eye.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-                scale = 1.0
-            else:
-                scale = 1.0 / len(probes)
-            products = torch.func.vmap(lambda e: (pull(e)[0] * e).flatten(1).sum(1), chunk_size=chunk)(probes)
-        return products.sum(0) * scale
+        products = self.mean_and_products(x, t, unit_probes(x) if probes is None else probes, cond, chunk)[1]
+        return products.sum(0) if probes is None else products.mean(0)
+
+    def mean_and_products(
+        self, x: Tensor, t: Time, probes: Tensor, cond: Embedded | None = None, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean (B, *) and e^T J e for each probe e, (P, B), with J = d mean / d x.
+
+        One forward pass of B * chunk rows and one backward pass per chunk. With gradients enabled the result can be
+        differentiated once more.
+
+        Args:
+            probes: (P, B, *).
+            chunk: See `trace`.
+        """
+        differentiable, rows = torch.is_grad_enabled(), len(x)
+        count = max(1, _ROWS // rows) if chunk is None else chunk
+        if cond is not None and cond.batch not in (None, rows):
+            count = 1  # a wrapper's rows are not ours to repeat
+        count = min(count, len(probes))
+        times = t.repeat(count, *[1] * (t.ndim - 1)) if isinstance(t, Tensor) and t.ndim and len(t) == rows else t
+        conds = cond if cond is None or count == 1 else cond.take(torch.arange(rows, device=x.device).repeat(count))
+        # Fused attention has no second derivative; where none is wanted, it is the faster one.
+        with torch.enable_grad(), math_attention() if differentiable else nullcontext():
+            start = x.repeat(count, *[1] * (x.ndim - 1))
+            start = start if start.requires_grad else start.detach().requires_grad_()
+            mean = self.mean(start, times, conds)
+            products = [
+                _products(mean, start, part.flatten(0, 1), differentiable, last=low + count >= len(probes))
+                for low, part in _chunks(probes, count)
+            ]
+        joined = torch.cat(products).unflatten(0, (-1, rows))
+        return (mean if differentiable else mean.detach())[:rows], joined
 
     def cov(self, x: Tensor, t: Time, vector: Tensor, cond: Embedded | None = None) -> Tensor:
         """Return Cov[x_0 | x_t] vector = (sigma^2 / alpha) J^T vector (Tweedie's second identity), (B, *).
@@ -187,6 +218,11 @@ class Wrapper(Denoiser):
         return self.denoiser.embed(cond, batch, drop)
 
     @property
+    def normalised(self) -> bool:
+        """False: a wrapper changes answers; those that keep a density say so."""
+        return False
+
+    @property
     def self_conditioned(self) -> bool:
         """Whether the wrapped denoiser is."""
         return self.denoiser.self_conditioned
@@ -202,3 +238,29 @@ class Wrapper(Denoiser):
     def prefetch(self, times: Sequence[float]) -> None:
         """Pass the times on."""
         self.denoiser.prefetch(times)
+
+
+def unit_probes(x: Tensor) -> Tensor:
+    """Return the unit vectors (D, B, *) for which the products of `mean_and_products` are the diagonal of J."""
+    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    return eye.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+
+
+def _chunks(probes: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
+    return ((low, probes[low : low + count]) for low in range(0, len(probes), count))
+
+
+def _products(mean: Tensor, start: Tensor, cotangents: Tensor, differentiable: bool, last: bool) -> Tensor:
+    """Return e^T J e (rows,) for cotangents (rows, *), which may be fewer than the rows of `mean`."""
+    rows = len(cotangents)
+    if not mean.requires_grad:  # it does not depend on the state, as for data that are one point
+        return cotangents.new_zeros(rows)
+    (pulled,) = torch.autograd.grad(
+        mean[:rows],
+        start,
+        cotangents,
+        retain_graph=differentiable or not last,
+        create_graph=differentiable,
+        materialize_grads=True,
+    )
+    return (pulled[:rows] * cotangents).flatten(1).sum(1)

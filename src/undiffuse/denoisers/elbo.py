@@ -44,7 +44,7 @@ class Masked(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Mean evidence bound and its standard error, nats per token."""
+    """A mean and its standard error: of the evidence bound in nats per token, or of a likelihood."""
 
     mean: float
     standard_error: float
@@ -109,7 +109,28 @@ def elbo(
     cond: Embedded | None = None,
     levels: int = 1000,
 ) -> Bound:
-    """Estimate the evidence bound of `tokens` under a categorical denoiser.
+    """Estimate the evidence bound of `tokens` under a categorical denoiser; arguments and errors as `token_bounds`.
+
+    Returns:
+        Mean and standard error over rows (over draws where there is one row), nats per token; at least -log p.
+    """
+    rows = token_bounds(denoiser, tokens, noise, draws, cond=cond, levels=levels)
+    samples = rows.mean(0) if rows.shape[1] > 1 else rows[:, 0]
+    error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.tensor(float("nan"))
+    return Bound(float(rows.mean()), float(error))
+
+
+@torch.no_grad()
+def token_bounds(
+    denoiser: Denoiser,
+    tokens: Tensor,
+    noise: NoiseSource,
+    draws: int = 8,
+    *,
+    cond: Embedded | None = None,
+    levels: int = 1000,
+) -> Tensor:
+    """Return estimates of the evidence bound of each row, nats per token (draws, N).
 
     Args:
         denoiser: Its process is categorical.
@@ -119,9 +140,6 @@ def elbo(
         cond: Embedded conditions of the N rows.
         levels: Noise levels T of processes that are not absorbing.
 
-    Returns:
-        Mean and standard error over rows (over draws where there is one row), nats per token; at least -log p.
-
     Raises:
         ValueError: The process is not categorical, or `draws` is below 1.
     """
@@ -130,12 +148,9 @@ def elbo(
         raise ValueError("the evidence bound in nats per token needs a categorical process; this model is Gaussian.")
     if draws < 1:
         raise ValueError(f"draws={draws} must be at least 1.")
-    rows = torch.stack(
+    return torch.stack(
         [_one_draw(denoiser, process, tokens, noise, draw, draws, cond, levels) for draw in range(draws)]
     )
-    samples = rows.mean(0) if rows.shape[1] > 1 else rows[:, 0]
-    error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.tensor(float("nan"))
-    return Bound(float(rows.mean()), float(error))
 
 
 def _one_draw(

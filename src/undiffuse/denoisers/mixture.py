@@ -130,9 +130,9 @@ class MixtureDenoiser(ExactDenoiser):
         return Posterior(mean.reshape(x.shape).to(x.dtype))
 
     def log_prob(self, x: Tensor, t: Time = 0.0, cond: Embedded | None = None) -> Tensor:
-        """Return log p_t(x), (B,), in nats; at t = 0 the density of the data."""
+        """Return log p_t(x), (B,), in nats, of x given the condition where there is one; at t = 0 that of the data."""
         log_joint, _ = self._joint(x, t, cond)
-        return torch.logsumexp(log_joint, dim=1)
+        return torch.logsumexp(log_joint, dim=1) - torch.logsumexp(self._prior(len(x), cond), dim=1)
 
     def sample_data(self, normal: Tensor, uniform: Tensor, cond: Embedded | None = None) -> Tensor:
         """Turn standard normals (B, *shape) and uniforms (B,) into draws of the data, (B, *shape)."""

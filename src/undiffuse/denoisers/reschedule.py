@@ -49,6 +49,11 @@ class Reschedule(Wrapper):
         scale = ((old[0] ** 2 + old[1] ** 2) / (new[0] ** 2 + new[1] ** 2)) ** 0.5
         return self.denoiser(x * scale, u, cond)  # mean and noise are free of the schedule
 
+    @property
+    def normalised(self) -> bool:
+        """As the wrapped denoiser: the same density on another schedule."""
+        return self.denoiser.normalised
+
     def calls(self, t: Time) -> int:
         """What the wrapped denoiser costs at its own time."""
         (u,) = self.process.evaluate(self._key, self._time, t)

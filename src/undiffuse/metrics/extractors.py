@@ -15,12 +15,18 @@ from undiffuse.metrics.classifier import CLASSIFIERS
 from undiffuse.metrics.distances import Matrix
 from undiffuse.metrics.features import ClassifierFeatures, FeatureExtractor, MotionFeatures, PCAFeatures
 from undiffuse.metrics.items import Items
-from undiffuse.metrics.networks import NetworkFeatures, classifier_features, dinov2_features, inception_features
+from undiffuse.metrics.networks import (
+    NetworkFeatures,
+    classifier_features,
+    clip_features,
+    dinov2_features,
+    inception_features,
+)
 from undiffuse.spec import DataSpec
 from undiffuse.words import did_you_mean
 
-FEATURES = ("auto", "classifier", "perceptron", "pca", "motion", "dinov2", "inception")
-"""Names of extractors; dinov2 and inception need a place after a colon, classifier may have one."""
+FEATURES = ("auto", "classifier", "perceptron", "pca", "motion", "dinov2", "inception", "clip")
+"""Names of extractors; dinov2, inception and clip need a place after a colon, classifier may have one."""
 
 _NATURAL = (3, 32, 32)
 
@@ -101,9 +107,9 @@ def make_extractor(
     Args:
         name: "pca" (principal components), "motion" (those of clips and of their changes, for video), "perceptron" (a
             small one fitted to the labels), "classifier" (the shipped one), "classifier:FOLDER" (one that
-            `save_classifier` wrote), "dinov2:FOLDER or name on the hub", "inception:FILE.safetensors"; or "auto": for
-            images of 32 x 32 pixels in colour the shipped classifier, for video motion, for data with labels the
-            perceptron, else pca.
+            `save_classifier` wrote), "dinov2:FOLDER or name on the hub", "inception:FILE.safetensors", "clip:FOLDER or
+            name on the hub"; or "auto": for images of 32 x 32 pixels in colour the shipped classifier, for video
+            motion, for data with labels the perceptron, else pca.
         spec: What the items are.
         labelled: Whether the real items have labels.
         seed: Seed of extractors that are fitted.
@@ -124,7 +130,7 @@ def make_extractor(
     assert spec.range is not None
     if kind == "classifier":
         return classifier_features(place or CLASSIFIERS[0], bounds=spec.range, shape=spec.shape, device=device)
-    make = dinov2_features if kind == "dinov2" else inception_features
+    make = {"dinov2": dinov2_features, "inception": inception_features, "clip": clip_features}[kind]
     return make(place, bounds=spec.range, device=device)
 
 
@@ -151,12 +157,17 @@ def _check(name: str, kind: str, place: str, spec: DataSpec, labelled: bool) -> 
         raise ValueError(
             f"features {name!r} are unknown; choose among {', '.join(FEATURES)}.{did_you_mean(kind, FEATURES)}"
         )
-    if kind in ("dinov2", "inception") and not place:
-        example = "dinov2:facebook/dinov2-small" if kind == "dinov2" else "inception:inception.safetensors"
+    examples = {
+        "dinov2": "dinov2:facebook/dinov2-small",
+        "inception": "inception:inception.safetensors",
+        "clip": "clip:openai/clip-vit-base-patch32",
+    }
+    if kind in examples and not place:
+        example = examples[kind]
         raise ValueError(f"features {name!r} need a place; write {example}.")
     if ":" in name and (not place or kind in ("auto", "pca", "motion", "perceptron")):
         raise ValueError(f"features {name!r} name no place, or one that {kind} has no use for; write {kind}.")
-    if kind in ("classifier", "dinov2", "inception") and (spec.kind != "image" or spec.range is None):
+    if kind in ("classifier", *examples) and (spec.kind != "image" or spec.range is None):
         units = "" if spec.range is not None else " without bounds"
         raise ValueError(
             f"features {name!r} are of bounded images, and the data are {spec.kind} items{units}; use pca."

@@ -3,6 +3,7 @@ r"""Maximum mean discrepancy (MMD): how far apart two laws are in the eyes of a 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
 The estimate leaves every k(x_i, x_i) out, so it is unbiased at any number of items, and 0 on average for equal laws.
+`mmd` measures with it; `mmd_rows` is the same as a loss, with gradients.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from undiffuse.metrics.distances import Array, Matrix, as_pair
 from undiffuse.noise import permutation
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-KernelName = Literal["gaussian", "rational-quadratic", "energy"]
+KernelName = Literal["gaussian", "rational-quadratic", "energy", "rbf-mix", "cubic", "linear"]
 _GROUPS = 10
 _CHUNK_BYTES = 64 * 2**20
 _MEDIAN_ROWS = 1000  # of each set, for the median of the distances
+_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of rbf-mix, in mean squared distances of the real points
 _ALPHAS = (0.2, 0.5, 1.0, 2.0, 5.0)  # Binkowski et al. 2018, section 4: the mixture that worked on all their data
 
 
@@ -73,9 +75,10 @@ def mmd(
         x: Points (N, *).
         y: Points (M, *).
         kernel: "gaussian" exp(-r^2 / (2 s^2)); "rational-quadratic", the sum of (1 + r^2 / (2 a s^2))^-a over
-            a = 0.2, 0.5, 1, 2, 5; "energy" -r, which makes MMD^2 the energy distance; or a function of points (n, D)
-            and (m, D) that returns (n, m).
-        scale: The length s, in units of the points; None takes the median distance of a seeded part of both sets.
+            a = 0.2, 0.5, 1, 2, 5; "energy" -r, which makes MMD^2 the energy distance; "rbf-mix", see `rbf_mix`;
+            "cubic" and "linear", which have no length; or a function of points (n, D) and (m, D) that returns (n, m).
+        scale: The length s, in units of the points; None takes the median distance of a seeded part of both sets, and
+            for "rbf-mix", where s^2 is the `spread`, that of `y`.
         groups: Number of blocks, at least 2; fewer where a set has fewer than twice as many points.
 
     Raises:
@@ -92,12 +95,32 @@ def cubic(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
-def gaussian(scale: float) -> Kernel:
+def linear(x: Tensor, y: Tensor) -> Tensor:
+    """Return x . y / D + 1 for points (n, D) and (m, D), (n, m): it compares means alone."""
+    return x @ y.T / x.shape[1] + 1.0
+
+
+def gaussian(scale: float | Tensor) -> Kernel:
     """Return the kernel exp(-r^2 / (2 scale^2))."""
     return lambda x, y: torch.exp(_squared(x, y) * (-0.5 / scale**2))
 
 
-def rational_quadratic(scale: float, alphas: tuple[float, ...] = _ALPHAS) -> Kernel:
+def rbf_mix(spread: float | Tensor) -> Kernel:
+    """Return the sum of the kernels exp(-r^2 / (c spread)) over c = 1/4, 1/2, 1, 2, 4: fine and coarse at once.
+
+    Args:
+        spread: Mean squared distance of the real points, one for x and y alike: with a bandwidth for each of the three
+            terms of an MMD it would be no distance, and blind to scale.
+    """
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        squared = _squared(x, y) / spread
+        return torch.stack([torch.exp(squared * (-1.0 / width)) for width in _WIDTHS]).sum(dim=0)
+
+    return kernel
+
+
+def rational_quadratic(scale: float | Tensor, alphas: tuple[float, ...] = _ALPHAS) -> Kernel:
     """Return the sum of the kernels (1 + r^2 / (2 a scale^2))^-a over a in `alphas`: heavy tails, several lengths."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -109,7 +132,69 @@ def rational_quadratic(scale: float, alphas: tuple[float, ...] = _ALPHAS) -> Ker
 
 def energy(x: Tensor, y: Tensor) -> Tensor:
     """Return -r for points (n, D) and (m, D), (n, m)."""
-    return -_squared(x, y).sqrt()
+    squared = _squared(x, y)
+    apart = squared > 0  # at 0 the root has no gradient, and infinity times nothing is NaN
+    return -torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+
+
+def kernel_for(name: KernelName, real: Tensor) -> Kernel:
+    """Return the kernel of a name with the length that real points (M, D) give it, which carries no gradient.
+
+    The length is the root of half their `spread`, about their median distance over the root of 2.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in get_args(KernelName):
+        raise ValueError(f"kernel={name!r} is unknown; choose {', '.join(get_args(KernelName))}.")
+    plain = {"cubic": cubic, "linear": linear, "energy": energy}
+    if name in plain:
+        return plain[name]
+    width = spread(real.detach())
+    if name == "rbf-mix":
+        return rbf_mix(width)
+    return gaussian((0.5 * width).sqrt()) if name == "gaussian" else rational_quadratic((0.5 * width).sqrt())
+
+
+def spread(points: Tensor) -> Tensor:
+    """Return the mean squared distance of different points (M, D), 0-dim; 1 where all points are equal."""
+    found = 2.0 * points.var(dim=0).sum()
+    return torch.where(found > 0, found, torch.ones_like(found))
+
+
+def mmd_rows(
+    x: Tensor, y: Tensor, kernel: Kernel, *, weights: tuple[Tensor, Tensor] | None = None, paired: bool = False
+) -> Tensor:
+    """Return what each row of `x` adds to the unbiased MMD^2, (n,): their mean is the estimate, and has its gradient.
+
+    Args:
+        x: Points (n, D), n at least 2.
+        y: Points (m, D), m at least 2; no gradient reaches them.
+        kernel: Of points (n, D) and (m, D).
+        weights: Of the pairs within `x`, (n, n), and between both, (n, m), for a kernel of points and of something
+            else that they have, such as a class; the first n points of `y` then have that of `x`, row by row, and the
+            pairs within `y` are those of these n. None: all 1.
+        paired: Whether row i of `x` and of `y` depend on each other, such as by a shared class; their pair is then
+            left out.
+
+    Raises:
+        ValueError: There are too few points.
+    """
+    n, m = len(x), len(y)
+    if min(n, m) < 2:
+        raise ValueError(f"{n} and {m} points; the unbiased MMD^2 needs at least 2 of each.")
+    own, across, y = kernel(x, x), kernel(x, y.detach()), y.detach()
+    with torch.no_grad():
+        real = kernel(y, y) if weights is None else kernel(y[:n], y[:n]) * weights[0]
+        constant = _off_diagonal(real).sum() / (len(real) * (len(real) - 1))
+    if weights is not None:
+        own, across = own * weights[0], across * weights[1]
+    between = _off_diagonal(across).sum(dim=1) / (m - 1) if paired else across.mean(dim=1)
+    return _off_diagonal(own).sum(dim=1) / (n - 1) - 2.0 * between + constant
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    return matrix.masked_fill(torch.eye(*matrix.shape, dtype=torch.bool, device=matrix.device), 0.0)
 
 
 def median_distance(x: Matrix, y: Matrix) -> float:
@@ -124,17 +209,20 @@ def _named(name: str, scale: float | None, x: Matrix, y: Matrix) -> Kernel:
         raise ValueError(f"kernel={name!r} is unknown; choose {', '.join(get_args(KernelName))}, or give a function.")
     if scale is not None and not scale > 0:
         raise ValueError(f"scale={scale} must be positive; None takes the median distance.")
-    if name == "energy":
-        return energy
+    if name in ("energy", "cubic", "linear") or (name == "rbf-mix" and scale is None):
+        return kernel_for(name, torch.from_numpy(y))  # type: ignore[arg-type]
+    if name == "rbf-mix":
+        assert scale is not None
+        return rbf_mix(scale**2)
     length = median_distance(x, y) if scale is None else scale
     return gaussian(length) if name == "gaussian" else rational_quadratic(length)
 
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
     """Return squared distances (n, m) by a matrix product; their rounding is about 1e-16 of the squared spread."""
-    centre = y.mean(0)  # differences do not notice it, and it keeps the products small
+    centre = y.detach().mean(0)  # differences do not notice it, and it keeps the products small
     x, y = x - centre, y - centre
-    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2.0 * (x @ y.T)).clamp_(min=0.0)
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2.0 * (x @ y.T)).clamp(min=0.0)
 
 
 def _estimate(x: Matrix, y: Matrix, kernel: Kernel, groups: int) -> Estimate:

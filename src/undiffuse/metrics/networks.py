@@ -24,6 +24,7 @@ from undiffuse.metrics.inception import SIDE, load_inception
 
 _BATCH = 64
 _VERSION = 1  # of the preprocessing below: part of the name of cached features
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -75,7 +76,10 @@ class NetworkFeatures:
         return torch.cat(parts).numpy()
 
     def _shown(self, x: Tensor) -> Tensor:
-        pixels = quantise(x, self.bounds).to(self.device).float() / 255.0
+        return self.coloured(quantise(x, self.bounds).to(self.device).float() / 255.0)
+
+    def coloured(self, pixels: Tensor) -> Tensor:
+        """Return images (B, C, H, W) with the channels that the network wants: grey ones as three equal channels."""
         return pixels.expand(-1, 3, -1, -1) if self.colours == 3 and pixels.shape[1] == 1 else pixels
 
     def _check(self, x: Tensor) -> None:
@@ -167,7 +171,7 @@ def dinov2_features(
     centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
 
     def see(x: Tensor) -> Tensor:
-        x = F.interpolate(x, size=side, mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
+        x = _clipped(F.interpolate(x, size=side, mode="bicubic", antialias=True, align_corners=False))
         return network(pixel_values=(x - centre) / scale).last_hidden_state[:, 0]
 
     return NetworkFeatures(
@@ -203,6 +207,72 @@ def inception_features(
         bounds=bounds,
         device=device,
     )
+
+
+def clip_features(
+    name: str | Path, *, bounds: tuple[float, float], device: torch.device | str = "cpu"
+) -> NetworkFeatures:
+    """Return the image embedding of a CLIP network, read by transformers from a folder or by its name on the hub.
+
+    Images are resized whole to the network's size by bicubic interpolation with antialiasing; then CLIP's mean and
+    standard deviation apply.
+
+    Raises:
+        CheckpointError: transformers is not installed, or there is no such network in safetensors.
+
+    Source: Radford et al. 2021, "Learning transferable visual models from natural language supervision",
+        arXiv:2103.00020.
+    """
+    network = _load_clip(name).to(device)
+    side = network.config.image_size
+    centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in _CLIP)
+
+    def see(x: Tensor) -> Tensor:
+        x = _clipped(F.interpolate(x, size=(side, side), mode="bicubic", antialias=True, align_corners=False))
+        return network(pixel_values=(x - centre) / scale).image_embeds
+
+    return NetworkFeatures(
+        see,
+        weights=network.state_dict(),
+        settings={"kind": "clip", "side": side},
+        note=f"features of {name}",
+        bounds=bounds,
+        device=device,
+    )
+
+
+class _Clip(torch.autograd.Function):
+    """Clipping to [0, 1] whose gradient passes: values out of range are those that most need one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def _clipped(x: Tensor) -> Tensor:
+    return _Clip.apply(x)  # type: ignore[no-any-return]
+
+
+def _load_clip(name: str | Path) -> Any:
+    try:
+        from transformers import CLIPVisionModelWithProjection
+    except ImportError as error:
+        raise CheckpointError("CLIP features need transformers: pip install 'undiffuse[pretrained]'.") from error
+    try:
+        network = CLIPVisionModelWithProjection.from_pretrained(
+            str(name), use_safetensors=True, local_files_only=Path(name).is_dir()
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"cannot read CLIP from {str(name)!r} ({reason}); give a folder with config.json and model.safetensors, or "
+            "a name on the hub such as openai/clip-vit-base-patch32."
+        ) from error
+    return network.eval().requires_grad_(False)
 
 
 def _load_dinov2(name: str | Path) -> tuple[nn.Module, list[int], list[float], list[float]]:

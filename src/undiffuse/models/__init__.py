@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "BUILTIN": "undiffuse.models.bundle:BUILTIN",
+        "ClassifierTarget": "undiffuse.models.guided:ClassifierTarget",
         "Model": "undiffuse.models.model:Model",
         "load": "undiffuse.models.bundle:load",
     },

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.codecs.build import codec_from_json, codec_to_json
+from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.errors import CheckpointError
 from undiffuse.files import write_whole
 from undiffuse.models.description import denoiser_from_json, denoiser_to_json
@@ -89,14 +90,14 @@ def save_model(model: Model, folder: Path) -> Path:
     config = {
         "format": "undiffuse",
         "schema": SCHEMA,
-        "kind": "denoiser",
+        "kind": "flow-map" if isinstance(model.module, FlowMap) else "denoiser",
         "spec": model.spec.to_json(),
-        **denoiser_to_json(model.denoiser),
+        **denoiser_to_json(model.module),
         "defaults": model.defaults,
         "info": model.info,
         "codec": codec_to_json(model.codec) if model.codec else None,
     }
-    parts: dict[str, torch.nn.Module] = {_WEIGHTS: model.denoiser, **({_CODEC: model.codec} if model.codec else {})}
+    parts: dict[str, torch.nn.Module] = {_WEIGHTS: model.module, **({_CODEC: model.codec} if model.codec else {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
@@ -111,6 +112,22 @@ def save_model(model: Model, folder: Path) -> Path:
             f"cannot write the model to {folder}: {reason}; make room or choose another folder."
         ) from error
     return folder
+
+
+def save_defaults(folder: Path, changes: dict[str, Any]) -> None:
+    """Change how the model in `folder` samples by default, and nothing else about it.
+
+    Raises:
+        CheckpointError: There is no model, or it cannot be written.
+    """
+    _check_folder(folder)
+    config = _read_config(folder / _CONFIG)
+    changed = {"schema": SCHEMA, "defaults": (config.get("defaults") or {}) | changes}
+    text = json.dumps(config | changed, indent=2) + "\n"
+    try:
+        write_whole(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder / _CONFIG}: {error.strerror or error}.") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

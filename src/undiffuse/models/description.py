@@ -1,4 +1,4 @@
-"""A denoiser as plain JSON, and back: everything about it but its weights."""
+"""A denoiser or flow map as plain JSON, and back: everything about it but its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any, get_args
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.errors import CheckpointError
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import NetworkOptions
@@ -17,16 +19,21 @@ from undiffuse.process.keep import keep_from_json, keep_to_json
 from undiffuse.process.registry import schedule_from_json, schedule_to_json
 from undiffuse.spec import DataSpec
 
+_FLOW_MAP = ("spans", "start", "end", "guided")
 _VARIANCE = "learned_variance"  # written only where it is true, so that older versions read what they understand
 _NETWORKS: dict[str, type[Any]] = {options.kind: options for options in get_args(NetworkOptions)}
 
 
-def denoiser_to_json(denoiser: Denoiser) -> dict[str, Any]:
-    """Return "network", "process" and "parametrisation" of a denoiser that was built from options.
+def denoiser_to_json(denoiser: Denoiser | FlowMap) -> dict[str, Any]:
+    """Return "network", "process" and "parametrisation" of a denoiser that was built from options; of a flow map also
+    "flow_map", which says what was trained.
 
     Raises:
         TypeError: The denoiser is a wrapper, or its network was built by hand.
     """
+    if isinstance(denoiser, NetworkFlowMap):
+        trained = {key: getattr(denoiser, key) for key in _FLOW_MAP}
+        return {**denoiser_to_json(denoiser.denoiser), "flow_map": trained}
     if not isinstance(denoiser, (NetworkDenoiser, CategoricalDenoiser)):
         raise TypeError(
             f"{type(denoiser).__name__} cannot be saved; save the network's own denoiser, without wrappers."
@@ -48,8 +55,8 @@ def denoiser_to_json(denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
-def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser:
-    """Build the denoiser, with fresh weights.
+def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser | FlowMap:
+    """Build the denoiser or flow map, with fresh weights.
 
     Raises:
         CheckpointError: The network kind is unknown.
@@ -65,7 +72,8 @@ def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser:
     network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states, variance=variance)
     if isinstance(process, CategoricalProcess):
         return CategoricalDenoiser(network, process, spec=spec, **parametrisation)
-    return NetworkDenoiser(network, process, spec=spec, **parametrisation)
+    denoiser = NetworkDenoiser(network, process, spec=spec, **parametrisation)
+    return NetworkFlowMap(denoiser, **fields["flow_map"]) if fields.get("flow_map") else denoiser
 
 
 def process_to_json(process: GaussianProcess | CategoricalProcess) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models.conditions import Fitted, fit_conditions
+from undiffuse.models.guided import ClassifierTarget
 from undiffuse.models.processes import Processes
 
 if TYPE_CHECKING:
@@ -28,11 +29,14 @@ _OF_ONE_BATCH = ("trajectory", "callback", "constraints", "start")
 class SplitSamples:
     """Samples in data units on the CPU, (n, *shape), and network evaluations per sample.
 
-    In processes other than the main one, the first axis of `x` is empty.
+    In processes other than the main one, the first axis of `x` is empty. `sweeps` and `calls`, of runs in parallel over
+    time, are those of the process with the most.
     """
 
     x: Tensor
     nfe: int
+    sweeps: int | None = None
+    calls: int | None = None
 
 
 def sample_split(
@@ -41,6 +45,8 @@ def sample_split(
     *,
     processes: Processes,
     cond: dict[str, Any] | None = None,
+    negative: dict[str, Any] | None = None,
+    classifier: ClassifierTarget | None = None,
     first: int = 0,
     batch_size: int = BATCH,
     listener: Listener = silent,
@@ -52,7 +58,7 @@ def sample_split(
         model: The model, on this process' device.
         n: How many samples over all processes.
         processes: Who takes part.
-        cond: As in `Model.sample`: one value, or n.
+        cond, negative, classifier: As in `Model.sample`: one value, or n.
         first: Number of the first sample.
         batch_size: Samples computed at once, and the unit that is shared out.
         listener: Hears about progress.
@@ -63,23 +69,34 @@ def sample_split(
         PeerError: Another process failed.
     """
     parts: dict[int, Tensor] = {}
-    nfe = 0
+    nfe = sweeps = calls = 0
     with processes.agree():
         _refuse(n, batch_size, options)
         starts = range(0, n, batch_size)
-        conditions = fit_conditions(cond, n, model.state_spec_at(options.get("size")), model.device)
+        spec = model.state_spec_at(options.get("size"))
+        conditions, away = (fit_conditions(part, n, spec, model.device) for part in (cond, negative))
         listener(Started("sample", n, "sample"))
         for turn in range(processes.rank, len(starts), processes.size):
             low = starts[turn]
             high = min(low + batch_size, n)
-            own = conditions.rows(low, high)
-            part = model.sample_result(high - low, cond=own, first=first + low, batch_size=batch_size, **options)
+            part = model.sample_result(
+                high - low,
+                cond=conditions.rows(low, high),
+                negative=away.rows(low, high) or None,
+                classifier=None if classifier is None else classifier.rows(low, high),
+                first=first + low,
+                batch_size=batch_size,
+                **options,
+            )
             with torch.no_grad():
                 parts[turn] = model.decode(part.x).cpu()
-            nfe = max(nfe, part.nfe)
+            nfe, sweeps, calls = max(nfe, part.nfe), sweeps + (part.sweeps or 0), calls + (part.calls or 0)
             listener(Advanced("sample", min(n, (turn - processes.rank + processes.size) * batch_size)))
     listener(Finished("sample"))
-    return SplitSamples(_collect(parts, n, batch_size, processes, model), processes.largest(nfe))
+    x, nfe = _collect(parts, n, batch_size, processes, model), processes.largest(nfe)
+    if options.get("parallel") is None:
+        return SplitSamples(x, nfe)
+    return SplitSamples(x, nfe, processes.largest(sweeps), processes.largest(calls))
 
 
 def idle_processes(n: int, batch_size: int, processes: Processes) -> int:

@@ -37,6 +37,11 @@ def math_attention() -> Iterator[None]:
         _USE_MATH.reset(token)
 
 
+def in_derivatives() -> bool:
+    """Whether code runs inside `math_attention`, and so must do without kernels that lack derivatives."""
+    return not torch.compiler.is_compiling() and _USE_MATH.get()  # compiled code cannot read context variables
+
+
 @dataclass(frozen=True)
 class Rotary:
     """Rotary positions: pairs of features turned by an angle that grows with the position.
@@ -79,8 +84,7 @@ def attend(
             one True.
         weigh: Stands for the softmax of the scores (B, heads, L, L), with plain mathematics; None: whichever is faster.
     """
-    # Compiled code cannot read context variables; derivatives are taken of the uncompiled network.
-    if weigh is None and (torch.compiler.is_compiling() or not _USE_MATH.get()):
+    if weigh is None and not in_derivatives():  # derivatives are taken of the uncompiled network
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:

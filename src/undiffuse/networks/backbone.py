@@ -11,6 +11,7 @@ from undiffuse.networks.compilation import call_of
 from undiffuse.networks.conditioners import Conditioners
 from undiffuse.networks.dropout import draws_in_training, set_dropout_generator
 from undiffuse.networks.embedded import Embedded
+from undiffuse.networks.embeddings import ContextMLP
 from undiffuse.networks.recomputation import recomputed
 
 
@@ -26,10 +27,13 @@ class Backbone(nn.Module):
         recomputes: Whether the backward pass computes the blocks' activations again, instead of keeping them.
         self_conditioned: Whether the network reads `Embedded.estimate`.
         learns_variance: Whether there is a head "variance", of the shape of "out"; see `sampling.learned_variance`.
+        reads_vector: Whether `Embedded.vector` is read where no conditioner fills it; flow maps tell their second time
+            in it.
     """
 
     self_conditioned: bool = False
     learns_variance: bool = False
+    reads_vector: bool = False
 
     def __init__(self, conditioners: Conditioners, *, time_dependent: bool = True) -> None:
         super().__init__()
@@ -66,6 +70,18 @@ class Backbone(nn.Module):
         return call(*args)
 
     @property
+    def context_dim(self) -> int:
+        """Size of `Embedded.vector`, which shifts the context of every block.
+
+        Raises:
+            ValueError: The network has no context.
+        """
+        context = getattr(self, "context", None)
+        if not isinstance(context, ContextMLP):
+            raise ValueError(f"{type(self).__name__} has no context that a vector could shift.")
+        return context.second.in_features
+
+    @property
     def draws_in_training(self) -> bool:
         """Whether training needs a `dropout_generator`."""
         return draws_in_training(self)
@@ -90,7 +106,7 @@ class Backbone(nn.Module):
             return self.conditioners.embed(None, batch)
         held = {name for name in ("vector", "tokens", "maps") if getattr(cond, name) is not None}
         read = self.conditioners.fields
-        if held - read:
+        if held - read - ({"vector"} if self.reads_vector else set()):
             raise ValueError(
                 f"{type(self).__name__} does not read the condition's {', '.join(sorted(held - read))}; "
                 "embed with its own conditioners."

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
-from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention
+from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention, in_derivatives
 from undiffuse.networks.dropout import Dropout
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
@@ -31,7 +31,21 @@ def convolution(
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return a group normalisation with at most 32 groups of 4 channels or more, for any number of channels."""
     groups = next(count for count in range(max(1, min(32, channels // 4)), 0, -1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that also has a forward-mode derivative in any memory layout, which torch's kernel lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, *) to the same shape."""
+        if not in_derivatives():
+            return super().forward(x)
+        grouped = x.reshape(len(x), self.num_groups, -1)
+        centred = grouped - grouped.mean(2, keepdim=True)
+        scaled = centred * (centred.square().mean(2, keepdim=True) + self.eps).rsqrt()
+        weight, bias = (part.view(-1, *[1] * (x.ndim - 2)) for part in (self.weight, self.bias))
+        return scaled.reshape(x.shape) * weight + bias
 
 
 class ResidualBlock(nn.Module):

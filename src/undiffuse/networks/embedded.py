@@ -25,6 +25,8 @@ class Embedded:
         estimate: Last estimate of x_0 (B, *), in the data's shape, for networks that condition on themselves; None: no
             estimate yet, which they read as zeros. Denoisers take it in model units and give it to networks in unit
             variance, as they do x.
+        parts: What a wrapper that asks several questions keeps for each of them, instead of fields of its own. Each has
+            the rows of the batch, so wrappers of wrappers may take, repeat and concatenate them alike.
     """
 
     vector: Tensor | None = None
@@ -32,11 +34,13 @@ class Embedded:
     mask: Tensor | None = None
     maps: Tensor | None = None
     estimate: Tensor | None = None
+    parts: tuple[Embedded, ...] = ()
 
     @property
     def batch(self) -> int | None:
         """Number of rows B; None where nothing is held, which fits any batch."""
-        return next((part.shape[0] for part in self._parts().values()), None)
+        own = (field.shape[0] for field in self._filled().values())
+        return next((rows for rows in (*own, *(part.batch for part in self.parts)) if rows is not None), None)
 
     def take(self, index: Tensor | slice) -> Embedded:
         """Return the rows chosen by `index` (int64 or bool tensor, or a slice)."""
@@ -67,22 +71,25 @@ class Embedded:
         """
         if not parts:
             raise ValueError("cat got an empty list; give at least one Embedded.")
-        filled = [sorted(part._parts()) for part in parts]
-        if any(names != filled[0] for names in filled):
+        filled = [sorted(part._filled()) for part in parts]
+        if any(names != filled[0] for names in filled) or len({len(part.parts) for part in parts}) > 1:
             raise ValueError(
                 f"cannot concatenate Embedded that fill different fields: {filled}; embed them with one network."
             )
         columns = {name: [getattr(part, name) for part in parts] for name in filled[0]}
         if "maps" in columns:
             columns["maps"] = _same_size(columns["maps"])
-        return Embedded(**{name: torch.cat(column) for name, column in columns.items()})
+        own = {name: torch.cat(column) for name, column in columns.items()}
+        inner = tuple(Embedded.cat(column) for column in zip(*(part.parts for part in parts), strict=True))
+        return Embedded(**own, parts=inner)
 
-    def _parts(self) -> dict[str, Tensor]:
-        held = ((field.name, getattr(self, field.name)) for field in fields(self))
+    def _filled(self) -> dict[str, Tensor]:
+        held = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "parts")
         return {name: part for name, part in held if part is not None}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Embedded:
-        return Embedded(**{name: change(part) for name, part in self._parts().items()})
+        inner = tuple(part._map(change) for part in self.parts)
+        return Embedded(**{name: change(part) for name, part in self._filled().items()}, parts=inner)
 
 
 def _same_size(maps: list[Tensor]) -> list[Tensor]:

@@ -10,23 +10,26 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(call: Callable[..., Tensor], args: tuple[Any, ...], generator: torch.Generator | None) -> Tensor:
+def recomputed(
+    call: Callable[..., Any], args: tuple[Any, ...], generator: torch.Generator | None, *, keep_global: bool = False
+) -> Any:
     """Return call(*args), whose inside the backward pass computes again.
 
     Args:
-        call: Draws from `generator` alone; the second time it draws the same numbers.
+        call: Draws from `generator`, and with `keep_global` from the global one; the second time it draws the same
+            numbers.
         args: Its arguments.
         generator: Where the network's layers draw from; None where they do not.
+        keep_global: Rewind the global generators too, for networks that are not ours.
 
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174.
     """
     again = nullcontext() if generator is None else _Rewound(generator)
     return checkpoint(
-        call, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again)
+        call, *args, use_reentrant=False, preserve_rng_state=keep_global, context_fn=lambda: (nullcontext(), again)
     )
 
 

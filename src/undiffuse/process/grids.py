@@ -25,23 +25,31 @@ End = Literal["zero", "t_min"]
 
 
 def make_grid(
-    schedule: Schedule, steps: int, shape: GridShape = "logsnr", end: End = "zero", start: float = 1.0
+    schedule: Schedule, steps: int, shape: GridShape | str = "logsnr", end: End | float = "zero", start: float = 1.0
 ) -> Tensor:
-    """Return a grid of `steps` steps from `start` down to 0 (or to `t_min`), float64 (steps + 1,).
+    """Return a grid of `steps` steps from `start` down to `end` (0, `t_min`, or a time), float64 (steps + 1,).
 
     Shapes: "t" uniform in t; "logsnr" (= "exponential") uniform in half log-SNR; "karras" uniform in
     (sigma/alpha)^(1/7); "quadratic" uniform in sqrt(t); "beta" the quantiles of Beta(0.6, 0.6); "linspace",
     "leading", "trailing" diffusers' integer spacings of a table schedule. Shapes that are laid out in noise level
-    run between `t_max` and `t_min` and are followed by the step to 0; their first time is then moved to `start`.
+    run between `t_max` and `t_min` (or `end`) and are followed by the step to 0 where that is the end; their first
+    time is then moved to `start`.
+
+    "logsnr:LOW:HIGH:BEND" runs between two values of half log-SNR and then to 0, as fits a model's own curves (see
+    `undiffuse solvers --on`): LOW is noise, HIGH data, and BEND in (-1, 1), 0 where left out, makes the first steps
+    1 + BEND times as long as even ones, and the last 1 - BEND times.
 
     Raises:
-        ValueError: Unknown shape or end, `steps` below 1, `start` outside (t_min, 1], or more integer steps than a
-            table has entries.
+        ValueError: Unknown shape or end, limits that are none, an end outside [t_min, start), `steps` below 1, `start`
+            outside (t_min, 1], or more integer steps than a table has entries.
     """
+    if shape.startswith("logsnr:"):
+        return _limited_grid(schedule, steps, shape, end, start)
     if shape not in get_args(GridShape):
-        raise ValueError(f"grid {shape!r} is unknown; choose one of {', '.join(get_args(GridShape))}.")
-    if end not in get_args(End):
-        raise ValueError(f"end={end!r} is unknown; choose 'zero' or 't_min'.")
+        known = f"{', '.join(get_args(GridShape))}, or logsnr:LOW:HIGH"
+        raise ValueError(f"grid {shape!r} is unknown; choose one of {known}.")
+    if end not in get_args(End) and not (isinstance(end, float) and schedule.t_min <= end < start):
+        raise ValueError(f"end={end!r} is unknown; choose 'zero', 't_min' or a time from {schedule.t_min} to {start}.")
     if not schedule.t_min < start <= 1:
         raise ValueError(f"start={start} must lie above t_min={schedule.t_min} and be at most 1.")
     if shape == "t" and end == "zero":
@@ -49,7 +57,8 @@ def make_grid(
     _check_steps(steps)
     if shape in ("linspace", "leading", "trailing"):
         return _table_grid(schedule, steps, shape, end, start)
-    points = _SHAPES[shape](schedule, steps if end == "zero" else steps + 1, min(start, schedule.t_max))
+    low = end if isinstance(end, float) else schedule.t_min
+    points = _SHAPES[shape](schedule, steps if end == "zero" else steps + 1, min(start, schedule.t_max), low)
     points[0] = start
     points = torch.cat([points, points.new_zeros(1)]) if end == "zero" else points
     return check_grid(points)
@@ -161,35 +170,35 @@ def _check_fit(grid: Tensor, x_shape: tuple[int, ...]) -> None:
         )
 
 
-# -- shapes of shared grids: `count` points from `start` down to t_min ------------------------------
+# -- shapes of shared grids: `count` points from `start` down to `low` ------------------------------
 
 
-def _uniform(schedule: Schedule, count: int, start: float) -> Tensor:
-    return torch.linspace(start, schedule.t_min, count, dtype=torch.float64)
+def _uniform(schedule: Schedule, count: int, start: float, low: float) -> Tensor:
+    return torch.linspace(start, low, count, dtype=torch.float64)
 
 
-def _logsnr(schedule: Schedule, count: int, start: float) -> Tensor:
-    low, high = _ends(schedule, start)
-    return schedule.time(torch.linspace(low, high, count, dtype=torch.float64))
+def _logsnr(schedule: Schedule, count: int, start: float, low: float) -> Tensor:
+    first, last = _ends(schedule, start, low)
+    return schedule.time(torch.linspace(first, last, count, dtype=torch.float64))
 
 
-def _karras(schedule: Schedule, count: int, start: float, rho: float = 7.0) -> Tensor:
-    low, high = (math.exp(-half / rho) for half in _ends(schedule, start))
-    return schedule.time(-rho * torch.log(torch.linspace(low, high, count, dtype=torch.float64)))
+def _karras(schedule: Schedule, count: int, start: float, low: float, rho: float = 7.0) -> Tensor:
+    first, last = (math.exp(-half / rho) for half in _ends(schedule, start, low))
+    return schedule.time(-rho * torch.log(torch.linspace(first, last, count, dtype=torch.float64)))
 
 
-def _quadratic(schedule: Schedule, count: int, start: float) -> Tensor:
-    return torch.linspace(start**0.5, schedule.t_min**0.5, count, dtype=torch.float64) ** 2
+def _quadratic(schedule: Schedule, count: int, start: float, low: float) -> Tensor:
+    return torch.linspace(start**0.5, low**0.5, count, dtype=torch.float64) ** 2
 
 
-def _beta(schedule: Schedule, count: int, start: float) -> Tensor:
+def _beta(schedule: Schedule, count: int, start: float, low: float) -> Tensor:
     from scipy.stats import beta
 
     quantiles = torch.from_numpy(beta.ppf(torch.linspace(1, 0, count, dtype=torch.float64).numpy(), 0.6, 0.6))
-    return schedule.t_min + (start - schedule.t_min) * quantiles
+    return low + (start - low) * quantiles
 
 
-_SHAPES: dict[str, Callable[[Schedule, int, float], Tensor]] = {
+_SHAPES: dict[str, Callable[[Schedule, int, float, float], Tensor]] = {
     "t": _uniform,
     "logsnr": _logsnr,
     "exponential": _logsnr,
@@ -199,18 +208,47 @@ _SHAPES: dict[str, Callable[[Schedule, int, float], Tensor]] = {
 }
 
 
-def _ends(schedule: Schedule, start: float) -> list[float]:
-    return schedule.half_logsnr(torch.tensor([start, schedule.t_min], dtype=torch.float64)).tolist()
+def _ends(schedule: Schedule, start: float, low: float) -> list[float]:
+    return schedule.half_logsnr(torch.tensor([start, low], dtype=torch.float64)).tolist()
 
 
-def _table_grid(schedule: Schedule, steps: int, shape: str, end: End, start: float) -> Tensor:
+def _limited_grid(schedule: Schedule, steps: int, shape: str, end: End | float, start: float) -> Tensor:
+    """The grid of "logsnr:LOW:HIGH:BEND"; a `start` below the time of LOW takes its place."""
+    _check_steps(steps)
+    if end != "zero":
+        raise ValueError(f"grid {shape!r} has a last noise level of its own and ends at 0; end={end!r} has no place.")
+    low, high, bend = _limits(shape, schedule)
+    low = max(low, _ends(schedule, min(start, schedule.t_max), schedule.t_min)[0])
+    even = torch.linspace(0, 1, steps, dtype=torch.float64)
+    points = schedule.time(low + (high - low) * (even + bend * torch.sin(math.pi * even) / math.pi))
+    points[0] = start
+    return check_grid(torch.cat([points, points.new_zeros(1)]))
+
+
+def _limits(shape: str, schedule: Schedule) -> tuple[float, float, float]:
+    """Return LOW, HIGH and BEND."""
+    numbers = shape.split(":")[1:]
+    try:
+        low, high, bend = map(float, numbers if len(numbers) == 3 else [*numbers, "0"])
+    except ValueError:
+        raise ValueError(f"grid {shape!r} is not of the form logsnr:LOW:HIGH or logsnr:LOW:HIGH:BEND.") from None
+    least, most = _ends(schedule, schedule.t_max, schedule.t_min)
+    if not (least <= low < high <= most and abs(bend) < 1):
+        raise ValueError(
+            f"grid {shape!r} needs {least:.4g} <= LOW < HIGH <= {most:.4g}, the half log-SNRs of this schedule, and "
+            "BEND in (-1, 1)."
+        )
+    return low, high, bend
+
+
+def _table_grid(schedule: Schedule, steps: int, shape: str, end: End | float, start: float) -> Tensor:
     """diffusers' integer timesteps of a table of T entries, as times (i + 1) / T."""
     if not isinstance(schedule, TableSchedule):
         raise ValueError(
             f"grid {shape!r} counts entries of a table; schedule {schedule.name!r} has none. Use 't' or 'logsnr'."
         )
-    if start != 1.0:
-        raise ValueError(f"grid {shape!r} starts at its own first entry; start={start} cannot be asked for.")
+    if start != 1.0 or isinstance(end, float):
+        raise ValueError(f"grid {shape!r} has its own first and last entry; start={start}, end={end!r} do not fit.")
     total = len(schedule.alphas_cumprod)
     count = steps if end == "zero" else steps + 1
     if count > total:

@@ -9,9 +9,13 @@ __getattr__, __dir__, __all__ = lazy(
         "Report": "undiffuse.report.html:Report",
         "Results": "undiffuse.report.measures:Results",
         "Section": "undiffuse.report.elements:Section",
+        "acceleration_report": "undiffuse.report.acceleration:acceleration_report",
+        "acceleration_section": "undiffuse.report.acceleration:acceleration_section",
         "bench_report": "undiffuse.report.bench:bench_report",
         "evaluation_section": "undiffuse.report.evaluation:evaluation_section",
+        "likelihood_section": "undiffuse.report.likelihood:likelihood_section",
         "run_report": "undiffuse.report.run:run_report",
         "run_sections": "undiffuse.report.run:run_sections",
+        "solver_section": "undiffuse.report.solvers:solver_section",
     },
 )

@@ -7,7 +7,7 @@ their ink is a middle grey, so one picture serves both colour schemes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,6 +210,16 @@ def nearest_histogram(to_train: Sequence[float], to_held_out: Sequence[float]) -
     return _labelled(figure, axes, "distance of a sample, in data units", "samples")
 
 
+def log_p_histogram(log_p: Sequence[float]) -> Figure:
+    """Draw the distribution of log p over items, with a mark at the mean."""
+    figure, axes = _figure(7.2, 2.6)
+    values = _floats(log_p)
+    axes.hist(values, bins=min(40, max(5, len(values) // 3)), color=BLUE, alpha=0.85)
+    axes.axvline(float(values.mean()), color=ORANGE, linewidth=1.6, label="mean")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return _labelled(figure, axes, "log p of an item, nats      unlikely ← → likely", "items")
+
+
 def ratio_bars(names: Sequence[str], ratios: Sequence[float], asked: Sequence[float | None]) -> Figure:
     """Draw ratios as bars with a dotted line at 1, and a tick at what was asked of each; logarithmic where they span.
 
@@ -230,6 +240,39 @@ def ratio_bars(names: Sequence[str], ratios: Sequence[float], asked: Sequence[fl
     if positive and max(positive) > 20 * min(positive):
         axes.set_xscale("log")
     return _labelled(figure, axes, "ratio", None)
+
+
+class Curve(NamedTuple):
+    """A line of `error_by_evaluations`: its label, where it was measured, what was found, and whether it is dashed."""
+
+    label: str
+    evaluations: Sequence[float]
+    errors: Sequence[float]
+    dashed: bool = False
+
+
+def error_by_evaluations(curves: Sequence[Curve], floor: float | None = None) -> Figure:
+    """Draw errors against network evaluations, both on logarithmic axes.
+
+    Args:
+        curves: In the order of the legend.
+        floor: An error below which nothing can be told; drawn where it is near the smallest one.
+    """
+    figure, axes = _figure(7.2, 4.0)
+    colours = ("#2a93b5", "#dd7a2d", "#4f9d4f", "#b0518f", "#8a6d3b", "#5b6ad0", "#c44e52", "#64748b")
+    for number, curve in enumerate(curves):
+        style = "os^Dv<>p"[number % 8] + ("--" if curve.dashed else "-")
+        axes.plot(curve.evaluations, curve.errors, style, color=colours[number % 8], label=curve.label, markersize=4.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    marks = sorted({value for curve in curves for value in curve.evaluations})
+    axes.set_xticks(marks, [f"{value:g}" for value in marks])
+    axes.xaxis.minorticks_off()
+    least = min((error for curve in curves for error in curve.errors if error > 0), default=0.0)
+    if floor and floor > 0.2 * least:
+        axes.axhline(floor, color=INK, linewidth=1.2, linestyle=":")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _labelled(figure, axes, "network evaluations per sample", "error")
 
 
 def _curve(axes: Axes, series: Mapping[str, Sequence[float]], name: str, colour: str, marker: str) -> None:

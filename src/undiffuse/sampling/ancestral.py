@@ -6,7 +6,7 @@ Tokens of one step are drawn independently given the same answer, which is the o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Ancestral(Solver):
     """
 
     discrete = True
+    needs: ClassVar[str] = "tokens"
     cache: bool = False
     precision: Precision = "exact"
 

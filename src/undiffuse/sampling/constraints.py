@@ -7,7 +7,8 @@ Known pixels, tokens and frames, and measurement steps, are constraints. A const
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +23,12 @@ class Constraint:
 
     Attributes:
         known: Elements of the first state that `enter` supplies (B, *), bool; None for none.
+        stateless: Whether what it does in a step depends on that step's arguments alone, so that steps may be computed
+            in any order and more than once (`undiffuse.sampling.parallel`).
     """
 
     known: Tensor | None = None
+    stateless: ClassVar[bool] = False
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Return the state with which step `k` starts at time `t`."""
@@ -50,6 +54,8 @@ class Known(Constraint):
         values: Given data in model units, broadcast to the state (B, *).
         mask: True where known, likewise.
     """
+
+    stateless: ClassVar[bool] = True
 
     def __init__(self, values: Tensor, mask: Tensor) -> None:
         self.values = values
@@ -104,3 +110,32 @@ class Replacement(Known):
         """At the clean end the known elements are the given ones."""
         clean = align(s.to(x.device) == 0, x) if isinstance(s, Tensor) else s == 0.0
         return self.put(x, clean), True
+
+
+def enter_all(constraints: Sequence[Constraint], x: Tensor, t: Time, step: int, noise: NoiseSource) -> Tensor:
+    """Return the state with which `step` starts."""
+    for constraint in constraints:
+        x = constraint.enter(x, t, step, noise)
+    return x
+
+
+def leave_all(
+    constraints: Sequence[Constraint], x: Tensor, s: Time, step: int, noise: NoiseSource
+) -> tuple[Tensor, bool]:
+    """Return the state after `step`, and whether it was edited."""
+    any_edited = False
+    for constraint in constraints:
+        x, edited = constraint.leave(x, s, step, noise)
+        any_edited |= edited
+    return x, any_edited
+
+
+def own_state(process: Any, x: Tensor, post: Any, t: Time, frozen: Tensor | None = None) -> Tensor:
+    """Return the state that a posterior with a noise of its own stands for, alpha mean + sigma eps; else `x`.
+
+    Frozen elements stay.
+    """
+    if getattr(post, "eps", None) is None:
+        return x
+    own = process.corrupt(post.mean, t, post.eps)
+    return own if frozen is None else torch.where(frozen, x, own)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.process.gaussian import BridgeRule, GaussianProcess
+from undiffuse.sampling.brownian import check_path
 from undiffuse.sampling.learned_variance import LearnedStage, learned_stages
 from undiffuse.sampling.plan import AffineStage, Plan
-from undiffuse.sampling.solver import AffineSolver, Columns, Memory, affine_stages
+from undiffuse.sampling.solver import AffineSolver, Columns, Memory
 from undiffuse.sampling.steps import Steps
 
 
@@ -22,17 +23,20 @@ class DDIM(AffineSolver):
     At eta = 0 this is also DPM-Solver-1, DPM-Solver++-1, DEIS-1 and Euler in sigma / alpha (diffusers' "Euler").
 
     Args:
-        eta: Share of fresh noise, 0 (deterministic) to 1 (the DDPM posterior).
+        eta: Share of fresh noise, 0 (deterministic) to 1 (the DDPM posterior; also "Euler ancestral", in any frame).
+        path: Take the noise from one Brownian path, the same for every number of steps; see `sampling.brownian`.
 
     Raises:
-        ValueError: `eta` is outside [0, 1].
+        ValueError: `eta` is outside [0, 1], or a path without noise.
 
     Source: Song et al. 2020, "Denoising diffusion implicit models", eq. 12 and 16, arXiv:2010.02502.
     """
 
     eta: float = 0.0
+    path: bool = False
 
     def __post_init__(self) -> None:
+        check_path(self.path, self.stochastic)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic, 1 the DDPM posterior.")
 
@@ -56,12 +60,14 @@ class DDPM(AffineSolver):
             in the posterior's `extras["variance"]`. The bounds are those of the step taken, whatever steps the training
             had; v means the same on every schedule of equal length alpha^2 + sigma^2. With guidance v is that of the
             conditional answer.
+        path: Take the noise from one Brownian path, the same for every number of steps; see `sampling.brownian`.
 
     Source: Ho et al. 2020, "Denoising diffusion probabilistic models", section 3.2, arXiv:2006.11239; learned: Nichol &
         Dhariwal 2021, section 3.1, eq. 15, arXiv:2102.09672.
     """
 
     variance: Literal["small", "large", "learned"] = "small"
+    path: bool = False
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large", "learned"):
@@ -71,6 +77,11 @@ class DDPM(AffineSolver):
     def stochastic(self) -> bool:
         """Whether steps draw noise."""
         return True
+
+    @property
+    def needs(self) -> str:  # type: ignore[override]
+        """What it needs beyond a denoiser and a grid."""
+        return "a variance head" if self.variance == "learned" else ""
 
     def coefficients(self, steps: Steps) -> Columns:
         """The mean of the eta = 1 bridge, with the variance asked for; the lower bound of one that is learned."""
@@ -83,7 +94,7 @@ class DDPM(AffineSolver):
             return super().plan(process, grid)
         steps = Steps(process, grid)
         small = self.coefficients(steps)
-        both = [affine_stages(columns, grid) for columns in (small, _with_large_variance(small, steps))]
+        both = [self.stages(process, grid, columns) for columns in (small, _with_large_variance(small, steps))]
         return Plan(learned_stages(*both), grid)
 
     def step(self, stage: AffineStage, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:

@@ -37,6 +37,7 @@ class Heun(AffineSolver):
     """
 
     order: ClassVar[int] = 2
+    evaluations: ClassVar[str] = "2 (1 in a step to 0)"
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Euler as predictor, then x_s = x_t + (s - t) / 2 (v_t + v_s)."""
@@ -71,6 +72,7 @@ class EDMHeun(AffineSolver):
     """
 
     order: ClassVar[int] = 2
+    evaluations: ClassVar[str] = "2 (1 in a step to 0)"
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = float("inf")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class FirstHitting(Solver):
 
     discrete = True
     draws_times = True
+    needs: ClassVar[str] = "tokens with a mask; no grid"
     steps: int | None = None
 
     def __post_init__(self) -> None:

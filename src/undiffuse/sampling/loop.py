@@ -9,17 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import PlanError, UndiffuseError
+from undiffuse.networks.dropout import Drawing
+from undiffuse.networks.recomputation import recomputed
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time
-from undiffuse.sampling.constraints import Constraint
-from undiffuse.sampling.plan import Plan, Renoise, Stage, row_time
-from undiffuse.sampling.solver import NOTHING, Memory, Solver
+from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own_state
+from undiffuse.sampling.dialogue import Arrival, Begin, OpenPlan
+from undiffuse.sampling.parallel import check_parallel, walk_in_parallel
+from undiffuse.sampling.plan import Plan, Renoise, row_time
+from undiffuse.sampling.solver import NOTHING, Solver
+from undiffuse.sampling.upwards import upward_plan
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,17 @@ class SampleResult:
 
     Args:
         x: Samples (B, *) in model units, or token ids.
-        nfe: Network evaluations per sample.
+        nfe: Network evaluations per sample; those of the slowest of the batch where samples have steps of their own,
+            since the others wait for it.
         trajectory: States at the grid's times, (K + 1, B, *), where asked for.
+        sweeps, calls: Of a run in parallel over time: passes over its window, and batched calls of the denoiser.
     """
 
     x: Tensor
     nfe: int
     trajectory: Tensor | None = None
+    sweeps: int | None = None
+    calls: int | None = None
 
 
 def sample(
@@ -61,6 +69,9 @@ def sample(
     grad: bool | Literal["checkpoint"] = False,
     callback: Callable[[Snapshot], None] | None = None,
     trajectory: bool = False,
+    up: bool = False,
+    parallel: int | None = None,
+    parallel_tol: float = 0.1,
 ) -> SampleResult:
     """Walk the grid from noise to data, asking the denoiser.
 
@@ -78,6 +89,10 @@ def sample(
             the backward pass instead of storing it.
         callback: Called after each evaluation.
         trajectory: Keep the state at every grid time.
+        up: Walk the grid the other way, from data to noise: `start` is the state at its last time. Needs a
+            deterministic solver; see `upwards.upward_plan`.
+        parallel: Compute so many steps at once, by Picard iteration; see `undiffuse.sampling.parallel`.
+        parallel_tol: When a state counts as final there, in units of the noise of its step.
 
     Raises:
         PlanError: Solver, process, grid and state do not fit.
@@ -86,24 +101,70 @@ def sample(
     if denoiser.needs_grad and torch.is_inference_mode_enabled():
         raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
     process = denoiser.process
+    _check_source(process, solver)
     x = _drawn(process, noise, shape, dtype) if start is None else _checked_start(process, start, shape, dtype)
-    plan = None if grid is None else solver.prepare(process, grid, x, noise)
+    if up and (start is None or constraints):
+        raise PlanError("up=True walks from data to noise: give start, the state at the last time, and no constraints.")
+    if up:
+        plan: Plan | None = upward_plan(solver, process, grid)
+    else:
+        plan = None if grid is None else solver.prepare(process, grid, x, noise)
     if start is None:
         x = _first_state(process, x, 1.0 if plan is None else row_time(plan.grid[0]), constraints)
     if plan is None:  # a solver that draws its own times looks at what is known
-        x = _enter(constraints, x, 1.0, 0, noise)
+        x = enter_all(constraints, x, 1.0, 0, noise)
         plan = solver.prepare(process, None, x, noise)
     plan = plan.to(x)
+    if trajectory and isinstance(plan, OpenPlan):
+        raise PlanError("samples of an adaptive solver have no common times; leave trajectory out or use a callback.")
+    if parallel is not None:
+        if grad or callback is not None:
+            raise PlanError("a run in parallel over time takes neither grad nor callback; leave parallel out.")
+        return _in_parallel(denoiser, plan, solver, x, cond, constraints, noise, parallel, parallel_tol, trajectory)
     denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
     ask: Callable[..., Any] = denoiser
     if grad == "checkpoint":
-        ask = lambda x, t, cond: checkpoint(denoiser, x, t, cond, use_reentrant=False)  # noqa: E731
+        drawing = _drawing_generator(denoiser)
+        ask = lambda *question: recomputed(denoiser, question, drawing, keep_global=True)  # noqa: E731
     # no_grad, not inference_mode: wrappers that differentiate inside re-enable gradients.
     with torch.set_grad_enabled(bool(grad)):
         answers = _Answers(denoiser, ask, denoiser.embed(cond, len(x)), solver.reuses)
-        states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
+        if isinstance(plan, OpenPlan):
+            states = [_converse(answers, plan, x, constraints, noise, callback)]
+        else:
+            states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
     _check_result(states[-1], denoiser.process, answers.nfe)
     return SampleResult(states[-1], answers.nfe, torch.stack(states) if trajectory else None)
+
+
+def _in_parallel(
+    denoiser: Denoiser,
+    plan: Plan,
+    solver: Solver,
+    x: Tensor,
+    cond: dict[str, Tensor] | None,
+    constraints: Sequence[Constraint],
+    noise: NoiseSource,
+    window: int,
+    tol: float,
+    trajectory: bool,
+) -> SampleResult:
+    check_parallel(denoiser, solver, plan, constraints, window, tol)
+
+    def embed(count: int) -> Any:
+        repeated = {name: torch.cat([value] * count) for name, value in (cond or {}).items()}
+        return denoiser.embed(repeated or None, count * len(x))
+
+    with torch.no_grad():
+        states, work = walk_in_parallel(denoiser, embed, plan, solver, x, constraints, noise, window, tol)
+    _check_result(states[-1], denoiser.process, work.nfe)
+    return SampleResult(states[-1], work.nfe, torch.stack(states) if trajectory else None, work.sweeps, work.calls)
+
+
+def _drawing_generator(denoiser: Denoiser) -> torch.Generator | None:
+    """Return where the layers of a network draw from in training, such as dropout; None where they do not."""
+    layers = (part for part in denoiser.modules() if isinstance(part, Drawing) and part.draws)
+    return next((layer.generator for layer in layers), None)
 
 
 class _Answers:
@@ -159,7 +220,7 @@ def _walk(
     states, memory, opened = [x], NOTHING, False
     for entry in plan.entries:
         if not opened:
-            x, opened = _enter(constraints, x, entry.t, entry.step, noise), True
+            x, opened = enter_all(constraints, x, entry.t, entry.step, noise), True
         z = solver.draw(entry, x, noise)
         if isinstance(entry, Renoise):
             assert z is not None
@@ -169,38 +230,54 @@ def _walk(
             post = answers(x, entry.t)
             for constraint in constraints:
                 post = constraint.correct(post, x, entry.t, entry.s)
-            own = _own_state(answers.denoiser.process, x, post, entry)
+            own = own_state(answers.denoiser.process, x, post, entry.t, entry.frozen)
             x, memory = solver.step(entry, own, post, memory, z)
             if callback is not None:
                 callback(Snapshot(entry.step, entry.t, x, post))
         if entry.closes:
-            x, memory = _leave(constraints, x, entry, memory, noise)
+            x, edited = leave_all(constraints, x, entry.s, entry.step, noise)
+            memory = NOTHING if edited else memory
             states = [*states, x] if keep else [x]
             opened = False
     return states
 
 
-def _own_state(process: Any, x: Tensor, post: Any, stage: Stage) -> Tensor:
-    """A posterior with a noise of its own stands for another state, alpha mean + sigma eps; frozen elements stay."""
-    if getattr(post, "eps", None) is None:
-        return x
-    own = process.corrupt(post.mean, stage.t, post.eps)
-    return own if stage.frozen is None else torch.where(stage.frozen, x, own)
+def _converse(
+    answers: _Answers,
+    plan: OpenPlan,
+    x: Tensor,
+    constraints: Sequence[Constraint],
+    noise: NoiseSource,
+    callback: Callable[[Snapshot], None] | None,
+) -> Tensor:
+    """Run a plan that is written as answers come; callbacks see the state that was asked about."""
+    talk = plan.talk(x)
+    reply: Any = None
+    while True:
+        try:
+            said = talk.send(reply)
+        except StopIteration:
+            return x
+        if isinstance(said, Begin):
+            reply = x = enter_all(constraints, x, said.t, said.step, noise)
+        elif isinstance(said, Arrival):
+            reply = x = leave_all(constraints, said.x, said.s, said.step, noise)[0]
+        else:
+            post = answers(said.x, said.t)
+            for constraint in constraints:
+                post = constraint.correct(post, said.x, said.t, said.s)
+            if callback is not None:
+                callback(Snapshot(said.step, said.t, said.x, post))
+            reply = own_state(answers.denoiser.process, said.x, post, said.t), post
 
 
-def _enter(constraints: Sequence[Constraint], x: Tensor, t: Time, step: int, noise: NoiseSource) -> Tensor:
-    for constraint in constraints:
-        x = constraint.enter(x, t, step, noise)
-    return x
-
-
-def _leave(
-    constraints: Sequence[Constraint], x: Tensor, stage: Stage, memory: Memory, noise: NoiseSource
-) -> tuple[Tensor, Memory]:
-    for constraint in constraints:
-        x, edited = constraint.leave(x, stage.s, stage.step, noise)
-        memory = NOTHING if edited else memory
-    return x, memory
+def _check_source(process: Any, solver: Solver) -> None:
+    """Refuse fresh noise where the noise that a denoiser knows is paired with data."""
+    if getattr(process, "source", "gaussian") == "data" and solver.stochastic:
+        raise PlanError(
+            "this model's noise is paired with its data (source='data'), so its paths have no stochastic form; use a "
+            "deterministic solver such as dpm++2m or euler."
+        )
 
 
 def _drawn(

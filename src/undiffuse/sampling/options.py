@@ -20,8 +20,34 @@ class SampleOptions:
             "euler",
             "heun",
             "edm-heun",
+            "euler-ancestral",
             "dpm++2m",
+            "dpm++3m",
+            "dpm-solver-2m",
+            "dpm-solver-3m",
+            "sde-dpm++1",
             "sde-dpm++2m",
+            "sde-dpm++3m",
+            "deis-2",
+            "deis-3",
+            "lms",
+            "ipndm",
+            "unipc",
+            "unipc-3",
+            "dpm-solver-2",
+            "dpm-solver-3",
+            "dpm++2s",
+            "dpm++3s",
+            "dpm-fast",
+            "rk4",
+            "euler-maruyama",
+            "pc-langevin",
+            "annealed-langevin",
+            "flow-map",
+            "consistency",
+            "dpm-adaptive-12",
+            "dpm-adaptive-23",
+            "rk45",
             "ancestral",
             "first-hitting",
         ]
@@ -37,6 +63,9 @@ class SampleOptions:
     )
     guidance_rescale: float = option(
         0.0, "share of the guided mean that is scaled back to the spread of the conditional one, 0 to 1"
+    )
+    threshold: Literal["static", "dynamic"] | None = option(
+        None, "bound every answer to the data's range: static clips, dynamic also scales; none: neither"
     )
 
     def __post_init__(self) -> None:

@@ -48,12 +48,16 @@ class AffineStage(Stage):
             `means[m]` is for m remembered earlier steps, so there is one more than the solver remembers at most.
         start: Factor of the state at the beginning of the step; None where that is the current state.
         noise: Standard deviation of fresh noise; None for none.
+        path: Nodes of a Brownian path and their weights, whose sum is the noise instead of a draw of its own.
+        remembered: (a, b) where a x + b D is kept for later steps instead of D; it then stands second in `means`.
     """
 
     state: Coefficient
     means: tuple[tuple[Coefficient, ...], ...]
     start: Coefficient | None = None
     noise: Coefficient | None = None
+    path: tuple[tuple[int, ...], Tensor] | None = None
+    remembered: tuple[Coefficient, Coefficient] | None = None
 
 
 @dataclass(kw_only=True)

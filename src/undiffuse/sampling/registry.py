@@ -1,12 +1,14 @@
-"""Solvers by name: one literal table that feeds `--help`, listings and loading."""
+"""Solvers by name: one literal table that feeds `--help`, listings and loading. Torch-free; `catalogue` says more."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from undiffuse.sampling.solver import Solver
 from undiffuse.words import did_you_mean
+
+if TYPE_CHECKING:
+    from undiffuse.sampling.solver import Solver
 
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("undiffuse.sampling.ddim:DDIM", {}),
@@ -15,8 +17,34 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("undiffuse.sampling.euler:Euler", {}),
     "heun": ("undiffuse.sampling.euler:Heun", {}),
     "edm-heun": ("undiffuse.sampling.euler:EDMHeun", {}),
-    "dpm++2m": ("undiffuse.sampling.dpm_multistep:DPMpp2M", {}),
-    "sde-dpm++2m": ("undiffuse.sampling.dpm_multistep:DPMpp2M", {"tau": 1.0}),
+    "euler-ancestral": ("undiffuse.sampling.ddim:DDIM", {"eta": 1.0}),
+    "dpm++2m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {}),
+    "dpm++3m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"order": 3}),
+    "dpm-solver-2m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"form": "noise"}),
+    "dpm-solver-3m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"order": 3, "form": "noise"}),
+    "sde-dpm++1": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"order": 1, "tau": 1.0}),
+    "sde-dpm++2m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"tau": 1.0}),
+    "sde-dpm++3m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"order": 3, "tau": 1.0}),
+    "deis-2": ("undiffuse.sampling.deis:DEIS", {"order": 2}),
+    "deis-3": ("undiffuse.sampling.deis:DEIS", {}),
+    "lms": ("undiffuse.sampling.deis:DEIS", {"order": 4, "variable": "rho"}),
+    "ipndm": ("undiffuse.sampling.deis:DEIS", {"order": 4, "variable": "steps"}),
+    "unipc": ("undiffuse.sampling.unipc:UniPC", {}),
+    "unipc-3": ("undiffuse.sampling.unipc:UniPC", {"order": 3}),
+    "dpm-solver-2": ("undiffuse.sampling.singlestep:DPMSolver2", {}),
+    "dpm-solver-3": ("undiffuse.sampling.singlestep:DPMSolver3", {}),
+    "dpm++2s": ("undiffuse.sampling.singlestep:DPMSolver2", {"form": "data"}),
+    "dpm++3s": ("undiffuse.sampling.singlestep:DPMSolver3", {"form": "data"}),
+    "dpm-fast": ("undiffuse.sampling.singlestep:DPMFast", {}),
+    "rk4": ("undiffuse.sampling.runge_kutta:RK4", {}),
+    "dpm-adaptive-12": ("undiffuse.sampling.adaptive:DPMAdaptive", {"order": 2}),
+    "dpm-adaptive-23": ("undiffuse.sampling.adaptive:DPMAdaptive", {}),
+    "rk45": ("undiffuse.sampling.adaptive:RK45", {}),
+    "euler-maruyama": ("undiffuse.sampling.euler_maruyama:EulerMaruyama", {}),
+    "pc-langevin": ("undiffuse.sampling.langevin:PredictorCorrector", {}),
+    "annealed-langevin": ("undiffuse.sampling.langevin:AnnealedLangevin", {}),
+    "flow-map": ("undiffuse.sampling.flow_map:Jumps", {}),
+    "consistency": ("undiffuse.sampling.flow_map:Jumps", {"gamma": 1.0}),
     "ancestral": ("undiffuse.sampling.ancestral:Ancestral", {}),
     "first-hitting": ("undiffuse.sampling.first_hitting:FirstHitting", {}),
 }
@@ -30,7 +58,7 @@ def make_solver(name: str, **options: Any) -> Solver:
     """
     if name not in SOLVERS:
         near = did_you_mean(name, SOLVERS)
-        raise ValueError(f"solver {name!r} is unknown; choose one of {', '.join(SOLVERS)}.{near}")
+        raise ValueError(f"solver {name!r} is unknown; `undiffuse solvers` lists them all.{near}")
     location, preset = SOLVERS[name]
     module, attribute = location.split(":")
     try:

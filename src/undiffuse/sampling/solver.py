@@ -20,6 +20,7 @@ from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess, plus, scaled
 from undiffuse.process.grids import check_grid
+from undiffuse.sampling.brownian import on_path, path_normal
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
 from undiffuse.sampling.steps import Steps
 
@@ -49,12 +50,20 @@ class Solver(ABC):
         discrete: Whether it walks a categorical process.
         stochastic: Whether steps draw noise.
         draws_times: Whether it makes its own times, so that no grid is given.
-        order: Order of convergence on a smooth problem.
+        order: Order of convergence on a smooth problem; an option where a solver has several.
+        evaluations: Evaluations per step, for people: "1", "2 (1 in the last)", "adaptive".
+        needs: What it needs beyond a denoiser and a grid, for people: "a variance head"; empty for nothing.
     """
 
     discrete: ClassVar[bool] = False
     draws_times: ClassVar[bool] = False
-    order: ClassVar[int] = 1
+    evaluations: ClassVar[str] = "1"
+    needs: ClassVar[str] = ""
+
+    @property
+    def order(self) -> int:
+        """Order of convergence; a class attribute, or an option where a solver has several."""
+        return 1
 
     @property
     def stochastic(self) -> bool:
@@ -104,20 +113,33 @@ class Solver(ABC):
 class Columns:
     """Coefficients of all steps of a one-evaluation solver, float64 (K,) or (K, B, F):
 
-        x = state * x + mean * D_now + sum_j past[m - 1][j] (D_past_j - D_now) + noise * z
+        x = state * x + mean * D_now + sum_j past[m - 1][j] (Q_past_j - Q_now) + noise * z
 
-    with the m newest remembered means, newest first. Memory enters as a difference, so where nothing is remembered
-    the rest is a first-order step by itself.
+    with the m newest remembered answers Q, newest first. Memory enters as a difference, so where nothing is remembered
+    the rest is a first-order step by itself. Q is the mean D, or with `remembered` = (a, b) what a x + b D was then
+    (the noise, for rules that extrapolate it).
     """
 
     state: Tensor
     mean: Tensor
     past: tuple[tuple[Tensor, ...], ...] = ()
     noise: Tensor | None = None
+    remembered: tuple[Tensor, Tensor] | None = None
 
 
 class AffineSolver(Solver):
-    """A Gaussian solver with one evaluation per step, given by its coefficients."""
+    """A Gaussian solver with one evaluation per step, given by its coefficients.
+
+    Attributes:
+        path: Whether the noise of the steps is that of one Brownian path; an option of stochastic solvers.
+    """
+
+    path: bool = False
+
+    @property
+    def temperature(self) -> float:
+        """Temperature tau of the SDE whose noise the steps have, for the clock of the path."""
+        return 1.0
 
     def coefficients(self, steps: Steps) -> Columns:
         """Return the coefficients of all steps at once.
@@ -128,16 +150,27 @@ class AffineSolver(Solver):
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Write the coefficients of every step."""
-        return Plan(affine_stages(self.coefficients(Steps(process, grid)), grid), grid)
+        return Plan(self.stages(process, grid, self.coefficients(Steps(process, grid))), grid)
+
+    def stages(self, process: GaussianProcess, grid: Tensor, columns: Columns) -> tuple[Stage, ...]:
+        """Turn columns into stages, whose noise is that of a Brownian path where `path` says so."""
+        stages = affine_stages(columns, grid)
+        return on_path(stages, process.schedule, grid, self.temperature) if self.path else stages
 
     def draw(self, entry: Stage | Renoise, x: Tensor, noise: NoiseSource) -> Tensor | None:
         """Draw normals of the state's shape where the entry uses them."""
+        if isinstance(entry, AffineStage) and entry.path is not None:
+            return path_normal(entry.path, noise, tuple(x.shape[1:]), x.dtype)
         used = isinstance(entry, Renoise) or (isinstance(entry, AffineStage) and entry.noise is not None)
         return noise.normal("step", entry.step, tuple(x.shape[1:]), x.dtype) if used else None
 
     def step(self, stage: AffineStage, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
         """Apply the shared affine rule and update the memory."""
-        met = (post.mean, *memory.means)
+        if stage.remembered is None:
+            kept = met = (post.mean, *memory.means)
+        else:
+            kept = (plus(scaled(stage.remembered[0], x), stage.remembered[1], post.mean),)
+            met = (post.mean, *kept)
         means = (*met, *memory.past)
         moved = scaled(stage.state, x)
         for i, factor in enumerate(stage.means[min(len(memory.past), len(stage.means) - 1)]):
@@ -150,7 +183,7 @@ class AffineSolver(Solver):
             moved = plus(moved, stage.noise, z)
         if stage.frozen is not None:
             moved = torch.where(stage.frozen, x, moved)
-        return moved, _remember(stage, x, met, memory)
+        return moved, _remember(stage, x, kept, memory)
 
 
 def _remember(stage: AffineStage, x: Tensor, met: tuple[Tensor, ...], memory: Memory) -> Memory:
@@ -175,6 +208,7 @@ def affine_stages(columns: Columns, grid: Tensor) -> tuple[Stage, ...]:
     state = torch.where(frozen | ends, 0.0, columns.state)
     rows = [[torch.where(frozen, 0.0, torch.where(ends, at_end, c)) for c, at_end in row] for row in _rules(columns)]
     noise = None if columns.noise is None else torch.where(frozen | ends, 0.0, columns.noise)
+    kept = columns.remembered and [torch.where(frozen, 0.0, c) for c in columns.remembered]
     return tuple(
         AffineStage(
             step=k,
@@ -184,6 +218,7 @@ def affine_stages(columns: Columns, grid: Tensor) -> tuple[Stage, ...]:
             state=state[k],
             means=tuple(tuple(c[k] for c in row) for row in rows),
             noise=None if noise is None else noise[k],
+            remembered=(kept[0][k], kept[1][k]) if kept else None,
         )
         for k in range(len(t))
     )
@@ -191,7 +226,10 @@ def affine_stages(columns: Columns, grid: Tensor) -> tuple[Stage, ...]:
 
 def _rules(columns: Columns) -> list[list[tuple[Tensor, float]]]:
     """Factors of the current mean and of m = 0, 1, ... remembered ones, with the values they take in a step to 0."""
-    rows = [(columns.mean,)] + [(columns.mean - sum(row[1:], start=row[0]), *row) for row in columns.past]
+    rows: list[tuple[Tensor, ...]] = [(columns.mean,)]
+    for row in columns.past:
+        total = sum(row[1:], start=row[0])
+        rows.append((columns.mean - total, *row) if columns.remembered is None else (columns.mean, -total, *row))
     return [[(c, 0.0 if age else 1.0) for age, c in enumerate(row)] for row in rows]
 
 
@@ -204,9 +242,10 @@ def _shared_stages(columns: Columns, times: list[float]) -> tuple[Stage, ...]:
 
     rows = [zip(*(numbers(c, at_end) for c, at_end in row), strict=True) for row in _rules(columns)]
     stds = repeat(None) if columns.noise is None else numbers(columns.noise)
+    kept = repeat(None) if columns.remembered is None else zip(*(c.tolist() for c in columns.remembered), strict=True)
     return tuple(
-        AffineStage(step=k, t=t, s=s, state=state, means=means, noise=std or None)
-        for k, (t, s), state, means, std in zip(
-            count(), pairwise(times), numbers(columns.state), zip(*rows, strict=True), stds, strict=False
+        AffineStage(step=k, t=t, s=s, state=state, means=means, noise=std or None, remembered=pair)
+        for k, (t, s), state, means, std, pair in zip(
+            count(), pairwise(times), numbers(columns.state), zip(*rows, strict=True), stds, kept, strict=False
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -76,14 +77,30 @@ class Steps:
         """Number of steps in which something moves, of each element where the grid has elements."""
         return len(self.grid) - 1 if self.grid.ndim == 1 else (self.s < self.t).sum(0)
 
-    def past(self, memory: int) -> list[Tensor]:
-        """Half log-SNR at the start of the `memory` moving steps before each step, newest first; NaN for none.
+    @cached_property
+    def left(self) -> Tensor:
+        """Number of steps from each on in which each element moves, of a grid that has elements."""
+        return (self.s < self.t).flip(0).cumsum(0).flip(0)
+
+    @cached_property
+    def even(self) -> bool | Tensor:
+        """Whether steps are even in half log-SNR, of each element, but for those from alpha = 0 and to sigma = 0."""
+        if self.grid.ndim == 1:
+            lengths = [h for h in self.h.tolist() if h < math.inf]
+            return max(lengths, default=0.0) <= 1.001 * min(lengths, default=0.0)
+        inside = self.h.isfinite() & (self.s < self.t)
+        longest = torch.where(inside, self.h, 0.0).amax(0)
+        return longest <= 1.001 * torch.where(inside, self.h, torch.inf).amin(0)
+
+    def past(self, memory: int, values: Tensor | None = None) -> list[Tensor]:
+        """Half log-SNR, or `values`, at the start of the `memory` moving steps before each, newest first; NaN for none.
 
         A frozen element keeps its history: its earlier steps are those in which it moved.
         """
+        values = self.half_logsnr_t if values is None else values
         if self.grid.ndim == 1:
             none = self.grid.new_full((memory,), torch.nan)
-            padded = torch.cat([none, self.half_logsnr_t])
+            padded = torch.cat([none, values])
             return [padded[memory - 1 - age : len(padded) - 1 - age] for age in range(memory)]
         moved = self.t > self.s
         recent = [torch.full_like(self.t[0], torch.nan)] * memory
@@ -91,6 +108,6 @@ class Steps:
         for k in range(len(moved)):
             for slot, value in zip(rows, recent, strict=True):
                 slot.append(value)
-            shifted = [self.half_logsnr_t[k], *recent[:-1]]
+            shifted = [values[k], *recent[:-1]]
             recent = [torch.where(moved[k], new, old) for new, old in zip(shifted, recent, strict=True)]
         return [torch.stack(slot) for slot in rows]

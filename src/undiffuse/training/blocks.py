@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.compilation import compile_blocks
+from undiffuse.training.objectives import Trained
 from undiffuse.training.options import TrainOptions
 
 
-def prepare_blocks(denoiser: Denoiser, options: TrainOptions) -> None:
+def prepare_blocks(denoiser: Trained, options: TrainOptions) -> None:
     """Let a denoiser's blocks run as `compile` and `checkpoint_activations` ask; where neither does, change nothing.
 
     Args:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.distillation.build import make_flow_map_objective, make_student
+from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import TransformerOptions
@@ -17,11 +23,11 @@ from undiffuse.spec import DataSpec
 from undiffuse.training.augment import augmented_spec
 from undiffuse.training.categorical import CategoricalELBO, MaskedELBO, categorical_process
 from undiffuse.training.denoising import gaussian_process, make_denoising, parametrisation
-from undiffuse.training.objectives import Objective
+from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.options import CategoricalELBOOptions, DenoisingOptions, MaskedELBOOptions
 from undiffuse.training.recipe import Recipe
 
-ObjectiveOptions = DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions
+ObjectiveOptions = DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions | FlowMapOptions
 
 
 def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) -> GaussianProcess | CategoricalProcess:
@@ -32,8 +38,10 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     return CategoricalProcess(options.corruption, spec.categories, make_keep(options.keep), options.mask_share, blocks)
 
 
-def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser:
-    """Build a freshly initialised denoiser on the CPU; its weights follow from `train.seed`.
+def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser | NetworkFlowMap:
+    """Build a freshly initialised denoiser, or the flow map that the objective trains, on the CPU.
+
+    Its weights follow from `train.seed`.
 
     Raises:
         ConfigError: Network or process do not fit the data.
@@ -53,20 +61,35 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
         timed = isinstance(recipe.model, TransformerOptions) and recipe.model.time_dependent
         return CategoricalDenoiser(network, process, spec=spec, time_dependent=timed)
     assert isinstance(recipe.process, GaussianOptions)
-    return NetworkDenoiser(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+    if isinstance(recipe.objective, DenoisingOptions) and recipe.objective.coupling == "optimal":
+        process = replace(process, source="data")  # its noise is paired with data, so no score follows from the mean
+    denoiser = NetworkDenoiser(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+    if isinstance(recipe.objective, FlowMapOptions):
+        return make_student(denoiser, recipe.objective, recipe.train.seed)
+    return denoiser
 
 
-def make_objective(options: ObjectiveOptions, denoiser: Denoiser) -> Objective:
-    """Build the objective for a denoiser.
+def make_objective(options: ObjectiveOptions, denoiser: Trained, steps: int = 1) -> Objective:
+    """Build the objective for a denoiser, or for a flow map.
+
+    Args:
+        options: Of the objective.
+        denoiser: What it trains, as it starts.
+        steps: Optimizer steps of the run, which some schedules of objectives follow.
 
     Raises:
         ConfigError: It does not fit the denoiser's process or data.
     """
+    if isinstance(options, FlowMapOptions):
+        assert isinstance(denoiser, FlowMap)
+        return make_flow_map_objective(options, denoiser, steps)
+    assert isinstance(denoiser, Denoiser)
     try:
         if isinstance(options, DenoisingOptions):
             process = gaussian_process(denoiser)
             _check_frames(options, denoiser)
             _check_variance(options, denoiser)
+            _check_coupling(options, denoiser)
             return make_denoising(options, process.schedule, parametrisation(denoiser)[1])
         categorical = categorical_process(denoiser)
     except ValueError as error:
@@ -87,6 +110,16 @@ def _check_variance(options: DenoisingOptions, denoiser: Denoiser) -> None:
         raise ValueError(
             f"learn_variance={str(options.learn_variance).lower()}, but the network has {given}; build it with "
             f"build_network(..., variance={options.learn_variance})."
+        )
+
+
+def _check_coupling(options: DenoisingOptions, denoiser: Denoiser) -> None:
+    conditions = {} if denoiser.spec is None else denoiser.spec.conditions
+    others = sorted(name for name, part in conditions.items() if name != "label")
+    if options.coupling == "optimal" and others:
+        raise ValueError(
+            f"coupling=optimal pairs noise within each class, but these data have other conditions "
+            f"({', '.join(others)}), which noise would then depend on; use coupling=independent."
         )
 
 

@@ -16,6 +16,7 @@ from undiffuse.denoisers.posterior import Posterior
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess, Prediction
 from undiffuse.process.schedules import Schedule
+from undiffuse.training.coupling import optimal_pairs
 from undiffuse.training.learned_variance import VarianceBound
 from undiffuse.training.objectives import Corrupted, Losses, Objective, mean_over_items
 from undiffuse.training.options import DenoisingOptions
@@ -45,6 +46,7 @@ class DenoisingObjective(Objective):
             Always done for `ImportanceTimes`.
         drop: Probability that a row's condition is replaced by its null.
         bound: Trains the variance head beside the mean; None where there is no such head.
+        optimal: Pair noise and data by optimal transport; see `undiffuse.training.coupling`.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class DenoisingObjective(Objective):
         importance: bool = False,
         drop: float = 0.0,
         bound: VarianceBound | None = None,
+        optimal: bool = False,
     ) -> None:
         super().__init__(drop)
+        self.optimal = optimal
         self.weight, self.times, self.bound = weight, times, bound
         self.adaptive = (
             times.law if isinstance(times.law, ImportanceTimes) else None
@@ -72,6 +76,8 @@ class DenoisingObjective(Objective):
         frames = x0.shape[1] if isinstance(self.times, FrameTimes) else 0
         t, inverse_density = self.times.draw(noise, batch_size, frames)
         eps = noise.normal("data", 0, tuple(x0.shape[1:]), x0.dtype)
+        if self.optimal:
+            eps = eps[optimal_pairs(x0, eps, batch_size, (batch.get("cond") or {}).get("label"))]
         levels = Levels(process.schedule, t)
         weight = self.weight.relative(levels, kind)
         if self.importance:
@@ -142,7 +148,10 @@ def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: floa
     if options.p_async:
         times = FrameTimes(times, options.p_async, options.async_per)
     bound = VarianceBound(options.levels, options.vlb_weight) if options.learn_variance else None
-    return DenoisingObjective(weight, times, importance=options.importance, drop=options.drop, bound=bound)
+    optimal = options.coupling == "optimal"
+    return DenoisingObjective(
+        weight, times, importance=options.importance, drop=options.drop, bound=bound, optimal=optimal
+    )
 
 
 def make_law(options: DenoisingOptions, schedule: Schedule) -> TimeLaw:

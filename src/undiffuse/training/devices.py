@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
 from undiffuse.models.processes import fail_together, leave, lost_peers
 from undiffuse.training.layout import Layout
-from undiffuse.training.objectives import Corrupted, Losses, Objective
+from undiffuse.training.objectives import Corrupted, Losses, Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.share import Share
 
@@ -28,12 +27,14 @@ _DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
 class Scoring(nn.Module):
     """Denoiser and objective as one module, so that data parallelism sees every use of a parameter in one forward."""
 
-    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
+    def __init__(self, denoiser: Trained, objective: Objective) -> None:
         super().__init__()
         self.denoiser, self.objective = denoiser, objective
 
-    def forward(self, corrupted: Corrupted) -> Losses:
-        """Return the losses of a batch."""
+    def forward(self, corrupted: Corrupted, parts: int = 0) -> Losses | Corrupted:
+        """Return the losses of a batch; with `parts`, what `Objective.couple` makes of it before it is cut in them."""
+        if parts:
+            return self.objective.couple(self.denoiser, corrupted, parts)
         return self.objective.score(self.denoiser, corrupted)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from undiffuse.data import Dataset
+from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models import Model
@@ -67,7 +68,7 @@ def sweep_ema(
     listener(Started(_TASK, len(widths), "width"))
     rows = []
     for width, misfit in zip(widths, misfits, strict=True):
-        denoiser = reconstruct_ema(folder, width).to(device).denoiser
+        denoiser = reconstruct_ema(folder, width).to(device).module
         rows.append(WidthLoss(width, measure(denoiser)["loss"], misfit))
         listener(Advanced(_TASK, len(rows)))
     facts = {"step": snapshots[-1].step, "items": items, "rows": [asdict(row) for row in rows]}
@@ -82,5 +83,7 @@ def _measure(recipe: Recipe, dataset: Dataset, model: Model, items: int, device:
         raise DataError("this run held no data out (data.holdout=0), so there is nothing to compare widths on.")
     if model.codec is not None:
         held_out = encode_data(model.codec, held_out, device, silent)
-    objective = make_objective(recipe.objective, model.denoiser)
+    if isinstance(recipe.objective, MMDOptions):
+        raise DataError("objective=mmd has no loss on held-out items, so there is nothing to compare widths by.")
+    objective = make_objective(recipe.objective, model.module, recipe.train.steps)
     return Validation(objective.to(device), held_out, items=items, device=device)

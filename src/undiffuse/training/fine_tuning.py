@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.flow_map import FlowMap
+from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.distillation.build import SCHEDULE_FREE
 from undiffuse.errors import CheckpointError
 from undiffuse.models import load
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.inflation import fill_inflated, has_temporal
+from undiffuse.training.objectives import Trained
+
+_VARIANCE = "backbone.variance"  # a head that a student does not need
 
 
 @torch.no_grad()
-def start_from(denoiser: Denoiser, name: str) -> None:
+def start_from(denoiser: Trained, name: str) -> None:
     """Copy the weights of a model into a new denoiser of the same network and prediction.
+
+    A flow map may start from a denoiser: it is then, at first, its DDIM steps.
 
     A video network with temporal attention may start from an image model: it is then, at first, that model frame by
     frame.
@@ -25,7 +32,10 @@ def start_from(denoiser: Denoiser, name: str) -> None:
     Raises:
         CheckpointError: There is no such model, or its network is another.
     """
-    model = load(name).denoiser
+    model = load(name).module
+    if isinstance(denoiser, NetworkFlowMap) and not isinstance(model, FlowMap):
+        _check_schedule(model, denoiser, name)
+        denoiser = denoiser.denoiser
     theirs, ours = getattr(model, "backbone", None), getattr(denoiser, "backbone", None)
     if isinstance(theirs, Backbone) and isinstance(ours, Backbone) and has_temporal(ours) and not has_temporal(theirs):
         try:
@@ -34,7 +44,8 @@ def start_from(denoiser: Denoiser, name: str) -> None:
             raise CheckpointError(f"train.init={name} does not fit: {error}") from error
         _check_prediction(model, denoiser, name)
         return
-    given, own = model.state_dict(), denoiser.state_dict()
+    own = denoiser.state_dict()
+    given = {key: part for key, part in model.state_dict().items() if key in own or not key.startswith(_VARIANCE)}
     wrong = [key for key in sorted(own.keys() | given.keys()) if _shape(given, key) != _shape(own, key)]
     if wrong:
         raise CheckpointError(
@@ -45,7 +56,16 @@ def start_from(denoiser: Denoiser, name: str) -> None:
     denoiser.load_state_dict(given)
 
 
-def _check_prediction(model: Denoiser, denoiser: Denoiser, name: str) -> None:
+def _check_schedule(model: Trained, denoiser: NetworkFlowMap, name: str) -> None:
+    """A flow map is to start as its teacher; other denoisers may start from a network that meant something else."""
+    if model.process != denoiser.process and denoiser.prediction not in SCHEDULE_FREE:
+        raise CheckpointError(
+            f"train.init={name} predicts {denoiser.prediction} on another schedule, where that means something else; "
+            f"set process.schedule to its own."
+        )
+
+
+def _check_prediction(model: Trained, denoiser: Trained, name: str) -> None:
     kinds = getattr(model, "prediction", None), getattr(denoiser, "prediction", None)
     if kinds[0] != kinds[1]:
         raise CheckpointError(f"train.init={name} predicts {kinds[0]}, this run {kinds[1]}; set process.prediction.")

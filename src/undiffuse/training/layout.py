@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.flow_map import FlowMap
 
 
 class Layout:
@@ -23,12 +24,12 @@ class Layout:
         parameters: The trained parameters by name, or our slices of them.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser | FlowMap) -> None:
         self.shapes = {name: p.shape for name, p in denoiser.named_parameters()}
         self.parameters: dict[str, nn.Parameter] = {n: p for n, p in denoiser.named_parameters() if p.requires_grad}
         self._copy = copy.deepcopy(denoiser).eval().requires_grad_(False)
 
-    def averaged(self) -> Denoiser:
+    def averaged(self) -> Denoiser | FlowMap:
         """Return the copy of the denoiser that shows the average."""
         return self._copy
 

@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.noise import NoiseSource
+
+Trained = Denoiser | FlowMap
+"""What a trainer trains."""
 
 
 class Losses(NamedTuple):
@@ -50,9 +54,16 @@ class Corrupted:
 
     def rows(self, start: int, stop: int) -> Corrupted:
         """Return rows [start, stop) as views."""
-        cut: dict[str, Any] = {name: part[start:stop] for name, part in self._tensors().items()}
+        return self._cut(slice(start, stop))
+
+    def take(self, index: Tensor) -> Corrupted:
+        """Return the rows of `index`, int64 (M,), copied."""
+        return self._cut(index)
+
+    def _cut(self, which: slice | Tensor) -> Corrupted:
+        cut: dict[str, Any] = {name: part[which] for name, part in self._tensors().items()}
         for group in ("cond", "drop", "extras"):
-            cut[group] = {name: part[start:stop] for name, part in getattr(self, group).items()}
+            cut[group] = {name: part[which] for name, part in getattr(self, group).items()}
         return replace(self, **cut)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -61,23 +72,30 @@ class Corrupted:
 
 
 class Objective(nn.Module, ABC):
-    """A loss for a kind of process. A module, because it may keep running figures as buffers.
+    """A loss for a kind of process. A module, because it may keep running figures as buffers, and networks of its own.
+
+    Both are saved with a run. What must not be saved again, such as a frozen teacher, is kept out of `state_dict`; see
+    `undiffuse.distillation.teacher`. An objective trains a `Denoiser`, or a `FlowMap` where it says so.
 
     Args:
         drop: Probability that a row's condition is replaced by its null.
 
     Attributes:
+        least_rows: Fewest rows of a batch that has a loss.
         adapts: Whether `prepare` depends on losses observed before, so that batches cannot be made ahead.
+        watches: Whether `watch` wants to see the losses of each step.
     """
 
     adapts: bool = False
+    least_rows: int = 1
+    watches: bool = False
 
     def __init__(self, drop: float = 0.0) -> None:
         super().__init__()
         self.drop = drop
 
     @abstractmethod
-    def prepare(self, denoiser: Denoiser, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
+    def prepare(self, denoiser: Any, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
         """Corrupt N rows, a whole number of batches of `batch_size`.
 
         Args:
@@ -88,15 +106,32 @@ class Objective(nn.Module, ABC):
         """
 
     @abstractmethod
-    def score(self, denoiser: Denoiser, corrupted: Corrupted) -> Losses:
-        """Run the denoiser on one batch and return its losses."""
+    def score(self, denoiser: Any, corrupted: Corrupted) -> Losses:
+        """Run the denoiser on one batch and return its losses. It changes nothing: validation asks too."""
 
-    def losses(self, denoiser: Denoiser, batch: dict[str, Any], noise: NoiseSource) -> Losses:
+    def before_step(self, denoiser: Any, corrupted: Corrupted) -> None:
+        """Train what the objective trains itself, on our rows of the batch, before its loss is asked for. Nothing by
+        default."""
+
+    def after_step(self, denoiser: Any, step: int) -> None:
+        """Follow the weights after each optimizer step; `step` are the steps done. Nothing by default."""
+
+    def couple(self, denoiser: Any, corrupted: Corrupted, parts: int) -> Corrupted:
+        """Look at a whole batch before it is scored in `parts` of equal size, and return it with what they need of it.
+
+        For losses whose rows depend on each other; the denoiser's parameters get no gradient here. Nothing by default.
+        """
+        return corrupted
+
+    def losses(self, denoiser: Any, batch: dict[str, Any], noise: NoiseSource) -> Losses:
         """Corrupt and score one batch."""
         return self.score(denoiser, self.prepare(denoiser, batch, noise, len(batch["x"])))
 
     def observe(self, t: Tensor, per_sample: Tensor) -> None:
         """Learn from the losses (B,) at times (B,) of a whole batch, after its optimizer step. Nothing by default."""
+
+    def watch(self, losses: Losses) -> None:
+        """Learn from the losses of a whole batch, after its optimizer step, where only `score` depends on them."""
 
     def conditions(
         self, batch: dict[str, Any], noise: NoiseSource, kept: frozenset[str] = frozenset()

@@ -52,9 +52,17 @@ class DenoisingOptions:
     )
     vlb_weight: float = option(0.001, "learn_variance: weight of the variational bound beside the loss")
     levels: int = option(1000, "learn_variance: number of noise levels of the bound")
+    coupling: Literal["independent", "optimal"] = option(
+        "independent", "optimal: noise goes to near data (minibatch optimal transport), for straighter paths"
+    )
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
+        if self.coupling == "optimal" and self.learn_variance:
+            raise ValueError(
+                "coupling=optimal makes noise depend on the data, so no variance of a step follows; set "
+                "learn_variance=false."
+            )
         if not self.vlb_weight > 0:
             raise ValueError(
                 f"vlb_weight={self.vlb_weight} must be positive; learn_variance=false leaves the bound out."

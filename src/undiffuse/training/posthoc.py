@@ -23,7 +23,6 @@ from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.ema import Combination, Profile, combine_profiles
 
 if TYPE_CHECKING:
-    from undiffuse.denoisers.base import Denoiser
     from undiffuse.models import Model
 
 SNAPSHOTS = "ema"  # their place in a run's folder
@@ -115,7 +114,7 @@ def reconstruct_ema(run_folder: str | Path, width: float) -> Model:
     snapshots = snapshots_in(folder)
     found = combination_for(snapshots, width)
     model = load(folder)
-    _fill(model.denoiser, _combine(snapshots, found), folder)
+    _fill(model.module, _combine(snapshots, found), folder)
     model.info |= {"step": snapshots[-1].step, "ema": width, "ema_misfit": found.misfit}
     return model
 
@@ -137,7 +136,7 @@ def _combine(snapshots: list[Snapshot], found: Combination) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def _fill(denoiser: Denoiser, averages: dict[str, Tensor], folder: Path) -> None:
+def _fill(denoiser: torch.nn.Module, averages: dict[str, Tensor], folder: Path) -> None:
     own = dict(denoiser.named_parameters())
     for name, tensor in averages.items():
         if name not in own or own[name].shape != tensor.shape:

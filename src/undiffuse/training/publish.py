@@ -13,13 +13,15 @@ from torch import Tensor
 from undiffuse.codecs.codec import Codec
 from undiffuse.config import to_dict
 from undiffuse.data.text import decode_text
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.images import curves, film_strips, image_grid, movie_grid, slices, write_image, write_movie
 from undiffuse.models import Model
 from undiffuse.models.conditions import class_turns
+from undiffuse.sampling.flow_map import default_solver
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.folder import write_text
+from undiffuse.training.objectives import Trained
 from undiffuse.training.recipe import Recipe
 from undiffuse.training.versions import versions
 
@@ -38,7 +40,7 @@ class Publisher:
     def __init__(self, folder: Path, recipe: Recipe, codec: Codec | None = None) -> None:
         self.folder, self.recipe, self.codec = folder, recipe, codec
 
-    def model(self, denoiser: Denoiser, step: int) -> None:
+    def model(self, denoiser: Trained, step: int) -> None:
         """Write `model.safetensors`, then `config.json` and `README.md`, which name the step."""
         self._wrap(denoiser, step).save(self.folder)
 
@@ -50,7 +52,7 @@ class Publisher:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def preview(self, denoiser: Denoiser, step: int) -> Path | None:
+    def preview(self, denoiser: Trained, step: int) -> Path | None:
         """Write samples/step-NNNNNNNN: a PNG file (grid of images, strips, slices, curves), a text file of texts.
 
         Videos give a moving .gif beside it; vectors give nothing.
@@ -73,7 +75,7 @@ class Publisher:
             write_text(path.with_suffix(".txt"), "\n\n----\n\n".join(texts) + "\n")
             return path.with_suffix(".txt")
         made_by: dict[str, Any] = {"recipe": to_dict(self.recipe), "step": step, "seed": _PREVIEW_SEED}
-        write_image(path.with_suffix(".png"), _picture(samples, spec), made_by)
+        write_image(path.with_suffix(".png"), picture(samples, spec), made_by)
         if spec.kind == "video":
             write_movie(path.with_suffix(".gif"), movie_grid(samples, _bounds(samples, spec)), spec.rate)
         return path.with_suffix(".png")
@@ -81,8 +83,11 @@ class Publisher:
     def _labels(self, spec: DataSpec) -> dict[str, Any] | None:
         return class_turns(spec, self.recipe.train.previews) or None
 
-    def _wrap(self, denoiser: Denoiser, step: int) -> Model:
+    def _wrap(self, denoiser: Trained, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}
+        if isinstance(denoiser, FlowMap):
+            steps = getattr(self.recipe.objective, "last_steps", 1)
+            chosen = {"solver": default_solver(denoiser), "steps": steps, "grid": "t"} | chosen
         assert denoiser.spec is not None
         made_by = {
             "step": step,
@@ -93,7 +98,7 @@ class Publisher:
         return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, made_by, self.codec)
 
 
-def _picture(samples: Tensor, spec: DataSpec) -> np.ndarray:
+def picture(samples: Tensor, spec: DataSpec) -> np.ndarray:
     """Return samples in data units as one picture."""
     if spec.kind == "signal":
         return curves(samples, spec.range)

@@ -11,6 +11,18 @@ from typing import TYPE_CHECKING, Any
 from undiffuse.codecs.options import AutoencoderOptions, NoCodecOptions, PCAOptions, PretrainedCodecOptions
 from undiffuse.config import load_yaml, resolve, to_dict
 from undiffuse.data.options import DataOptions
+from undiffuse.distillation.mmd_options import MMDOptions
+from undiffuse.distillation.options import (
+    ConsistencyOptions,
+    CTMOptions,
+    DMDOptions,
+    FlowMapOptions,
+    MeanFlowOptions,
+    ProgressiveOptions,
+    ReflowOptions,
+    SCMOptions,
+    ShortcutOptions,
+)
 from undiffuse.errors import ConfigError
 from undiffuse.networks.options import DiTOptions, MLPOptions, TransformerOptions, UNetOptions
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
@@ -30,7 +42,7 @@ if TYPE_CHECKING:
 RECIPES = ("digits", "cifar10", "image", "latent", "video", "video-digits", "signals", "vector", "text", "table")
 """Names of the recipes shipped in the package's `recipes` folder."""
 
-_PATHS = frozenset({"data.source", "data.pair", "train.init", "codec.path"})  # keys that may name a path
+_PATHS = frozenset({"data.source", "data.pair", "train.init", "codec.path", "objective.teacher"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +59,20 @@ class Recipe:
     process: GaussianOptions | CategoricalOptions = field(
         default_factory=GaussianOptions, metadata={"help": "how data turns into noise"}
     )
-    objective: DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions = field(
-        default_factory=DenoisingOptions, metadata={"help": "the loss"}
-    )
+    objective: (
+        DenoisingOptions
+        | MaskedELBOOptions
+        | CategoricalELBOOptions
+        | MMDOptions
+        | ProgressiveOptions
+        | ConsistencyOptions
+        | SCMOptions
+        | MeanFlowOptions
+        | ShortcutOptions
+        | CTMOptions
+        | DMDOptions
+        | ReflowOptions
+    ) = field(default_factory=DenoisingOptions, metadata={"help": "the loss"})
     train: TrainOptions = field(default_factory=TrainOptions, metadata={"help": "how long and how"})
     sample: SampleOptions = field(default_factory=SampleOptions, metadata={"help": "how the model samples by default"})
 
@@ -61,16 +84,35 @@ class Recipe:
                 f"model=transformer with process=categorical, all other data model=unet, dit or mlp with "
                 f"process=gaussian."
             )
-        if tokens == isinstance(self.objective, DenoisingOptions):
+        if tokens != isinstance(self.objective, (MaskedELBOOptions, CategoricalELBOOptions)):
             fitting = "masked-elbo or categorical-elbo" if tokens else "denoising"
             raise ValueError(
                 f"objective={self.objective.kind} does not go with process={self.process.kind}; use {fitting}."
             )
         self._check_time()
+        if isinstance(self.objective, FlowMapOptions) and self.train.shard:
+            raise ValueError(f"objective={self.objective.kind} copies the network, which train.shard cuts; unset it.")
+        self._check_tuning()
         if tokens and self.codec.kind != "none":
             raise ValueError(f"codec={self.codec.kind} works on continuous data; leave it at none for tokens.")
         if tokens and self.sample.guidance_rescale:
             raise ValueError("sample.guidance_rescale works on continuous data; leave it at 0 for tokens.")
+        if self.sample.threshold and (tokens or self.codec.kind != "none"):
+            raise ValueError("sample.threshold bounds data, not tokens or latents; leave it at none.")
+
+    def _check_tuning(self) -> None:
+        """MMD tunes what was trained before, through a sampler that must be named."""
+        if not isinstance(self.objective, MMDOptions):
+            return
+        missing = [f"sample.{name}" for name in ("solver", "steps", "grid") if getattr(self.sample, name) is None]
+        if missing or not self.train.init:
+            wanted = ", ".join([*([] if self.train.init else ["train.init"]), *missing])
+            raise ValueError(
+                f"objective=mmd tunes a trained model for one sampler and needs {wanted} too; undiffuse accelerate "
+                f"MODEL --steps 5 sets all of them."
+            )
+        if self.codec.kind != "none":
+            raise ValueError("objective=mmd takes the codec of the model it tunes; use undiffuse accelerate MODEL.")
 
     def _check_time(self) -> None:
         corruption = getattr(self.process, "corruption", "absorbing")

@@ -18,6 +18,7 @@ from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, open_data, split
 from undiffuse.data.dataset import Dataset, some_problems
 from undiffuse.data.holdout import usual_holdout
+from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
 from undiffuse.training.augment import make_augment
@@ -31,6 +32,7 @@ from undiffuse.training.latents import encode_data, finish_codec, start_codec
 from undiffuse.training.lock import locked
 from undiffuse.training.log import read_log
 from undiffuse.training.memory import place_data, require_training_memory
+from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
 from undiffuse.training.publish import Publisher
@@ -119,15 +121,62 @@ def train(
             devices.check_batch(chosen.train)
         if folder is None:
             folder = _claim(Path("runs") / _folder_name(chosen.data.source), devices, held)
+        return _carry_out(folder, chosen, dataset, devices, listener)
+
+
+def train_from(
+    denoiser: Trained,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    codec: Codec | None = None,
+    listener: Listener = silent,
+    **given: Any,
+) -> Run:
+    """Train a denoiser that exists already, on data that are open already, or go on with such a run.
+
+    Args:
+        denoiser: What to train, on the CPU; changed in place.
+        dataset: All items, in the units of the denoiser, or where there is a codec in those of the codec.
+        recipe: Says how; its model, process and codec are not read to build anything.
+        out: The run's folder.
+        codec: The codec of the denoiser, trained.
+        listener: Hears about progress.
+        given: What the objective is given beside the recipe; see `undiffuse.distillation.mmd_build.make_mmd`.
+
+    Raises:
+        UndiffuseError: Data, recipe, folder or training trouble, each with what to do.
+    """
+    require_trackers(recipe.train.trackers)
+    devices = Devices(recipe.train)
+    with ExitStack() as held:
+        folder = _claim(Path(out), devices, held)
         with devices.agree():
-            prepared = prepare(chosen, dataset, devices.share.size)
-            changed_length = bind_recipe(folder, chosen) if devices.is_main else None
-            if changed_length:
-                listener(Message(_TASK, changed_length))
-            _announce(folder, prepared, devices, listener)
-            require_training_memory(prepared.plan.footprint, devices.device)
-        ready = _on_latents(folder, prepared, devices, listener)
-        return _train_into(folder, ready, devices, listener) if ready else Run(folder, 0, False, ())
+            devices.check_batch(recipe.train)
+        return _carry_out(folder, recipe, dataset, devices, listener, codec, denoiser, **given)
+
+
+def _carry_out(
+    folder: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    devices: Devices,
+    listener: Listener,
+    codec: Codec | None = None,
+    denoiser: Trained | None = None,
+    **given: Any,
+) -> Run:
+    """Prepare and make a run in a folder that is ours, with a codec and a denoiser that exist or are built here."""
+    with devices.agree():
+        prepared = prepare(recipe, dataset, devices.share.size, codec)
+        changed_length = bind_recipe(folder, recipe) if devices.is_main else None
+        if changed_length:
+            listener(Message(_TASK, changed_length))
+        _announce(folder, prepared, devices, listener)
+        require_training_memory(prepared.plan.footprint, devices.device)
+    ready = _on_latents(folder, prepared, devices, listener)
+    return _train_into(folder, ready, devices, listener, denoiser, **given) if ready else Run(folder, 0, False, ())
 
 
 def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> tuple[Recipe, Dataset]:
@@ -147,10 +196,10 @@ def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Se
     return resolve(Recipe, recipe_layer(name), {"data": to_dict(data)}, *layers), dataset
 
 
-def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Prepared:
-    """Split the data and plan the run."""
+def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1, codec: Codec | None = None) -> Prepared:
+    """Split the data and plan the run; `codec` is one that exists already."""
     training, held_out = hold_out(recipe, dataset)
-    codec = start_codec(recipe, training)
+    codec = codec or start_codec(recipe, training)
     latent = codec.latent if codec else None
     lines = plan(recipe, training, len(held_out) if held_out else 0, processes, latent)
     return Prepared(recipe, training, held_out, lines, codec)
@@ -200,13 +249,27 @@ def _on_latents(folder: Path, prepared: Prepared, devices: Devices, listener: Li
         _let_go(prepared.training, heard)
 
 
-def _train_into(folder: Path, prepared: Prepared, devices: Devices, listener: Listener) -> Run:
+def _train_into(
+    folder: Path,
+    prepared: Prepared,
+    devices: Devices,
+    listener: Listener,
+    denoiser: Trained | None = None,
+    **given: Any,
+) -> Run:
     recipe = prepared.recipe
-    denoiser = build_denoiser(recipe, prepared.training.spec)
-    if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
-        start_from(denoiser, recipe.train.init)
-    objective = make_objective(recipe.objective, denoiser)
-    publisher = Publisher(folder, recipe, prepared.codec)
+    if denoiser is None:
+        denoiser = build_denoiser(recipe, prepared.training.spec)
+        if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
+            start_from(denoiser, recipe.train.init)
+    objective: Objective
+    if isinstance(recipe.objective, MMDOptions):
+        from undiffuse.distillation.mmd_build import tuning
+
+        objective, publisher = tuning(folder, prepared, denoiser, devices, listener, **given)
+    else:
+        objective = make_objective(recipe.objective, denoiser, recipe.train.steps)
+        publisher = Publisher(folder, recipe, prepared.codec)
     trainer = Trainer(
         denoiser,
         objective,

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.training.ema import PowerEMA
 from undiffuse.training.layout import Layout
-from undiffuse.training.objectives import Objective
+from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.optimizer import MOMENTUM, hidden_matrices, make_muon, make_optimizer
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.window import Window
@@ -37,7 +36,7 @@ class TrainingState:
     """
 
     def __init__(
-        self, denoiser: Denoiser, objective: Objective, options: TrainOptions, layout: Layout | None = None
+        self, denoiser: Trained, objective: Objective, options: TrainOptions, layout: Layout | None = None
     ) -> None:
         self.denoiser, self.objective = denoiser, objective
         self.layout = layout or Layout(denoiser)
@@ -60,7 +59,7 @@ class TrainingState:
             profile.update(self.parameters, self.step)
 
     @torch.no_grad()
-    def model(self) -> Denoiser:
+    def model(self) -> Trained:
         """Return the averaged denoiser; its buffers, which have no average, are those of now.
 
         All processes of a sharded run must ask; it is of use on the main one.

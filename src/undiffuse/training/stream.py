@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.noise import KeyedNoise
 from undiffuse.spec import DataSpec
 from undiffuse.training.augment import Augment
-from undiffuse.training.objectives import Corrupted, Objective
+from undiffuse.training.objectives import Corrupted, Objective, Trained
 from undiffuse.training.order import make_order
 from undiffuse.training.share import WHOLE, Share, ShareNoise
 
@@ -46,7 +45,7 @@ class BatchStream:
         self,
         dataset: Dataset,
         objective: Objective,
-        denoiser: Denoiser,
+        denoiser: Trained,
         *,
         seed: int,
         batch_size: int,

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Listener, Message, silent
 from undiffuse.noise import KeyedNoise
@@ -27,7 +25,7 @@ from undiffuse.training.clock import Clock
 from undiffuse.training.devices import Devices, Scoring
 from undiffuse.training.layout import Layout
 from undiffuse.training.log import RunLog
-from undiffuse.training.objectives import Corrupted, Objective
+from undiffuse.training.objectives import Corrupted, Losses, Objective, Trained
 from undiffuse.training.optimizer import ClippedStep, learning_rate
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.posthoc import drop_snapshots, write_snapshot
@@ -43,7 +41,7 @@ from undiffuse.words import human_duration
 if TYPE_CHECKING:
     from undiffuse.data import Dataset
 
-Hook = Callable[[Denoiser, int], Path | None]
+Hook = Callable[[Any, int], Path | None]
 _TASK = "train"
 _ESTIMATE_AFTER = 20  # steps
 
@@ -57,7 +55,7 @@ class Outcome:
 
 
 class Trainer:
-    """Trains a denoiser into a folder, from its newest checkpoint if it has one.
+    """Trains a denoiser or a flow map into a folder, from its newest checkpoint if it has one.
 
     Args:
         denoiser: What to train, on the CPU; it is moved to the device.
@@ -75,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Trained,
         objective: Objective,
         dataset: Dataset,
         options: TrainOptions,
@@ -164,18 +162,34 @@ class Trainer:
         corrupted = self.stream.step(number)
         if self.dropout is not None:
             self._seed_dropout(number)
-        per_sample = self._backward(corrupted)
+        self.objective.before_step(self.denoiser, corrupted)
+        corrupted = self._couple(corrupted, number)
+        losses = self._backward(corrupted)
+        per_sample = losses.per_sample
         self.layout.take_gradients()
         loss = self.devices.mean(per_sample.mean())
         report = self.update(loss, learning_rate(number, self.options))
         self.update.zero_grad()
         self.state.average()
+        self.objective.after_step(self.denoiser, self.state.step)
         if self.objective.adapts:
             self.objective.observe(self.devices.gather(corrupted.t), self.devices.gather(per_sample))
-        self.state.window.add(loss, report.grad_norm, report.bad, per_sample, corrupted.half_logsnr)
+        if self.objective.watches:
+            self.objective.watch(self._gathered(losses))
+        self.state.window.add(loss, report.grad_norm, report.bad, per_sample, losses.half_logsnr)
 
-    def _backward(self, corrupted: Corrupted) -> Tensor:
-        """Run forward and backward in `accumulate` parts; return the per-sample losses."""
+    def _couple(self, corrupted: Corrupted, step: int) -> Corrupted:
+        """Let the objective look at a whole batch that will be scored in parts; dropout then begins again."""
+        if self.options.accumulate == 1:
+            return corrupted
+        with torch.no_grad():
+            seen = self.scoring(corrupted, self.options.accumulate)
+        if self.dropout is not None:
+            self._seed_dropout(step)
+        return seen
+
+    def _backward(self, corrupted: Corrupted) -> Losses:
+        """Run forward and backward in `accumulate` parts; return the losses."""
         parts = self.options.accumulate
         rows = len(corrupted.x) // parts
         taken = []
@@ -184,8 +198,13 @@ class Trainer:
             with nullcontext() if last else self.devices.no_sync(self.scoring):
                 losses = self.scoring(corrupted if parts == 1 else corrupted.rows(part * rows, (part + 1) * rows))
                 (losses.per_sample.mean() / parts).backward()
-            taken.append(losses.per_sample.detach())
-        return taken[0] if parts == 1 else torch.cat(taken)
+            taken.append(Losses(losses.per_sample.detach(), losses.half_logsnr))
+        return taken[0] if parts == 1 else Losses(*(_join(column) for column in zip(*taken, strict=True)))
+
+    def _gathered(self, losses: Losses) -> Losses:
+        """Return the losses of the whole batch."""
+        levels = losses.half_logsnr
+        return Losses(self.devices.gather(losses.per_sample), None if levels is None else self.devices.gather(levels))
 
     def _seed_dropout(self, step: int) -> None:
         assert self.dropout is not None
@@ -395,12 +414,17 @@ class Trainer:
             self._append({"step": self.state.step, "levels": levels})
 
 
+def _join(parts: tuple[Any, ...]) -> Any:
+    """Return the rows of all parts of a batch, None where they have none."""
+    return None if parts[0] is None else torch.cat(parts)
+
+
 def _is_due(step: int, every: int, last: int) -> bool:
     """Whether something done `every` so many steps (0: never), and after the last one, is due now."""
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _dropout_generator(denoiser: Denoiser, device: torch.device) -> torch.Generator | None:
+def _dropout_generator(denoiser: Trained, device: torch.device) -> torch.Generator | None:
     """Return a generator for dropout and token routing, or None where the network draws nothing."""
     network = getattr(denoiser, "backbone", None)
     if network is None or not getattr(network, "draws_in_training", False):

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from undiffuse.denoisers.base import Denoiser
 from undiffuse.noise import InjectedNoise, KeyedNoise
 from undiffuse.training.denoising import DenoisingObjective
-from undiffuse.training.objectives import Losses, Objective
+from undiffuse.training.objectives import Losses, Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.stream import elements_of, move
 from undiffuse.training.time_samplers import TimeSampler, UniformTimes
@@ -57,7 +56,7 @@ class Validation:
         self.items, self.device = items, torch.device(device)
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser) -> dict[str, Any]:
+    def __call__(self, denoiser: Trained) -> dict[str, Any]:
         """Return "loss", "train_loss", "items", and where there are noise levels "levels" as in a log: plain values."""
         losses = self._measure(denoiser, self.held_out)
         row: dict[str, Any] = {"loss": float(losses.per_sample.mean()), "items": self.items}
@@ -67,10 +66,12 @@ class Validation:
             row["levels"] = _by_level(losses.per_sample, losses.half_logsnr)
         return row
 
-    def _measure(self, denoiser: Denoiser, dataset: Dataset) -> Losses:
+    def _measure(self, denoiser: Trained, dataset: Dataset) -> Losses:
         """Return losses float64 (items,) and levels, on the CPU."""
         per_sample, levels = [], []
         for rows, positions in self._batches(dataset):
+            if len(rows) < self.objective.least_rows:
+                continue  # what is left over of a set that does not divide
             batch = move(dataset.batch(positions), self.device)
             found = self.objective.score(
                 denoiser, self.objective.prepare(denoiser, batch, self._noise(rows), batch_size=1)
@@ -85,7 +86,7 @@ class Validation:
 
     def _batches(self, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield numbers of draws and the positions of their items; batches do not mix buckets."""
-        size = max(1, min(_ROWS, _ELEMENTS // elements_of(dataset.spec)))
+        size = max(self.objective.least_rows, min(_ROWS, _ELEMENTS // elements_of(dataset.spec)))
         rows = torch.arange(self.items)
         positions = _positions(dataset, rows)
         if getattr(dataset, "order", "permuted") != "bucketed":
@@ -124,7 +125,14 @@ def _without_memory(objective: Objective) -> Objective:
     if not isinstance(objective, DenoisingObjective) or objective.adaptive is None:
         return objective
     times = TimeSampler(UniformTimes(objective.adaptive.schedule))
-    return DenoisingObjective(objective.weight, times, importance=True, drop=objective.drop, bound=objective.bound)
+    return DenoisingObjective(
+        objective.weight,
+        times,
+        importance=True,
+        drop=objective.drop,
+        bound=objective.bound,
+        optimal=objective.optimal,
+    )
 
 
 def _by_level(losses: Tensor, half_logsnr: Tensor) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""What `choose_solver` returns: every trial, and for each budget the best of them, in words and as a command."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from undiffuse.words import plain_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One solver on one grid with the most steps that a budget allows.
+
+    Args:
+        solver, grid, steps: What was run; no grid and 0 steps where the solver makes its own times.
+        budget: Network evaluations that were allowed; of adaptive solvers the smallest that holds those made.
+        nfe: Evaluations that were made.
+        error: Root mean square, per element and in model units, of the difference to the reference from the same noise;
+            None for solvers with random steps.
+        uncertainty: Standard error of `error`.
+        distance: Energy distance to samples of the reference from other noise, in model units; None where not measured.
+        failure: Why there is no figure; empty where there is one.
+        options: Options of the solver.
+    """
+
+    solver: str
+    grid: str
+    steps: int
+    budget: int
+    nfe: int = 0
+    error: float | None = None
+    uncertainty: float | None = None
+    distance: float | None = None
+    failure: str = ""
+    options: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The options of `undiffuse sample` that run it."""
+        own = "".join(f" --solver-option {name}={value:g}" for name, value in self.options)
+        return f"--solver {self.solver}" + (f" --steps {self.steps} --grid={self.grid}" if self.steps else own)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a model keeps to sample so; nothing for adaptive solvers, whose options no model keeps."""
+        return {"solver": self.solver, "steps": self.steps, "grid": self.grid} if self.steps else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverChoice:
+    """Which sampler suits a model at each budget.
+
+    Args:
+        model: Its name.
+        budgets: Network evaluations per sample.
+        trials: Everything that was tried.
+        n: Samples behind each error.
+        set_size: Samples behind each energy distance.
+        reference: How the reference was made.
+        reference_error: RMS difference between the reference and one with half its steps: what errors mean less below.
+        distance_floor: Energy distance between two sets of reference samples: as good as it gets.
+        settings: Conditions, guidance and the like, that all trials share.
+        seconds: How long it took.
+    """
+
+    model: str
+    budgets: tuple[int, ...]
+    trials: tuple[Trial, ...]
+    n: int
+    set_size: int
+    reference: str
+    reference_error: float
+    distance_floor: float | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    columns: ClassVar[tuple[str, ...]] = (
+        "evaluations",
+        "solver",
+        "steps",
+        "grid",
+        "error",
+        "v ddim",
+        "energy distance",
+    )
+
+    def ranked(self, budget: int) -> list[Trial]:
+        """Return the trials of a budget that have an error, the best first."""
+        found = [trial for trial in self.trials if trial.budget == budget and trial.error is not None]
+        return sorted(found, key=lambda trial: trial.error or 0.0)
+
+    def best(self, budget: int) -> Trial | None:
+        """Return the deterministic trial with the smallest error; None where nothing fits the budget."""
+        return next(iter(self.ranked(budget)), None)
+
+    def ddim(self, budget: int, grid: str | None = "logsnr") -> Trial | None:
+        """Return DDIM on a grid, by default that of models; on its own best one where `grid` is None."""
+        return next((t for t in self.ranked(budget) if t.solver == "ddim" and grid in (None, t.grid)), None)
+
+    def best_random(self, budget: int) -> Trial | None:
+        """Return the trial with random steps that is nearest in distribution."""
+        found = [t for t in self.trials if t.budget == budget and t.error is None and t.distance is not None]
+        return min(found, key=lambda trial: trial.distance or 0.0, default=None)
+
+    def recommendation(self, budget: int) -> str:
+        """Say in words what to take at a budget."""
+        best = self.best(budget)
+        if best is None:
+            return f"At {budget} evaluations nothing that was tried fits; allow more."
+        assert best.error is not None
+        words = [
+            f"At {budget} evaluations take {best.solver} "
+            + (f"with {best.steps} steps on the grid {best.grid}" if best.steps else "with its own steps")
+            + f": error {best.error:.3g}"
+        ]
+        plain, own = self.ddim(budget), self.ddim(budget, None)
+        if plain is not None and own is not None and best.error > 0:
+            words.append(f"{_ratio(plain.error, best.error)} times below ddim on the grid logsnr")
+            if own.grid != plain.grid:
+                words.append(f"and {_ratio(own.error, best.error)} times below ddim on its best grid, {own.grid}")
+        text = " ".join([words[0] + ("," if len(words) > 1 else ""), *words[1:]])
+        if best.error < 3 * self.reference_error:
+            text += "; this is near the error of the reference itself"
+        return text + "."
+
+    def command(self, budget: int) -> str:
+        """Return the command that samples as recommended; empty where nothing is."""
+        best = self.best(budget)
+        return "" if best is None else f"undiffuse sample {self.model} {best.command}"
+
+    def table(self, most: int = 6) -> list[tuple[str, ...]]:
+        """Return rows of strings to go under `columns`: the best `most` of a budget, ddim, and the best random one."""
+        rows = []
+        for budget in self.budgets:
+            ranked, plain = self.ranked(budget), self.ddim(budget)
+            shown = ranked[:most] + [t for t in (plain, self.best_random(budget)) if t is not None]
+            rows += [self._row(trial, plain) for trial in dict.fromkeys(shown)]
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON types."""
+        best = {
+            str(budget): {
+                "words": self.recommendation(budget),
+                "command": self.command(budget),
+                **(asdict(found) if (found := self.best(budget)) else {}),
+            }
+            for budget in self.budgets
+        }
+        return plain_json(asdict(self) | {"recommended": best})
+
+    def _row(self, trial: Trial, plain: Trial | None) -> tuple[str, ...]:
+        against = "" if plain is None or trial.error is None else f"{_ratio(plain.error, trial.error)} x lower"
+        error = "random steps" if trial.error is None else f"{trial.error:.4f} ± {trial.uncertainty:.4f}"
+        if trial.error is not None and plain is not None and trial.error >= (plain.error or 0.0):
+            against = "" if trial is plain else f"{_ratio(trial.error, plain.error)} x higher"
+        distance = "" if trial.distance is None else f"{trial.distance:.4f}"
+        steps = str(trial.steps) if trial.steps else f"rtol {dict(trial.options)['rtol']:g}"
+        return str(trial.nfe), trial.solver, steps, trial.grid, error, against, distance
+
+
+def _ratio(first: float | None, second: float | None) -> str:
+    ratio = math.nan if not first or not second else first / second
+    return f"{ratio:.1f}"

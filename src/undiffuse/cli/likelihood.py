@@ -1,0 +1,132 @@
+"""`undiffuse likelihood`: how likely data are under a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from undiffuse.cli.shared import Device, Json, Out, Seed
+
+if TYPE_CHECKING:
+    from undiffuse.analysis.items import Chosen
+    from undiffuse.analysis.results import Likelihood
+    from undiffuse.cli.places import Found
+    from undiffuse.data import Dataset
+
+EPILOG = """\b
+Examples:
+  undiffuse likelihood digits
+  undiffuse likelihood runs/photos new-photos/ -n 64 --probes 4
+  undiffuse likelihood runs/photos --method elbo --json
+  undiffuse likelihood runs/text
+"""
+
+
+def likelihood(
+    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Data; default: what the model's training held out.", show_default=False),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--count", help="Items, chosen by the seed.")] = 100,
+    method: Annotated[
+        str, typer.Option(help="ode: probability-flow ODE; elbo: evidence bound; auto: ode, for tokens elbo.")
+    ] = "auto",
+    divergence: Annotated[
+        str, typer.Option(help="exact, or hutchinson: random probes; auto: exact up to 32 elements.")
+    ] = "auto",
+    probes: Annotated[int, typer.Option(help="Random probes per item of hutchinson; its error needs 2 or more.")] = 2,
+    integrator: Annotated[
+        str, typer.Option(help="dormand-prince with adaptive steps, or heun on a grid of steps.")
+    ] = "dormand-prince",
+    steps: Annotated[int, typer.Option(help="Steps of heun, two evaluations each.")] = 64,
+    grid: Annotated[str, typer.Option(help="Spacing of heun's steps: quadratic, logsnr, karras or t.")] = "quadratic",
+    tolerance: Annotated[float, typer.Option(help="Relative and absolute tolerance of dormand-prince.")] = 1e-4,
+    t_min: Annotated[
+        float | None,
+        typer.Option("--t-min", help="Time that stands for the data; default: the schedule's.", show_default=False),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Noise draws per item of the bound.")] = 16,
+    levels: Annotated[
+        int | None, typer.Option(help="Noise levels of the discrete bound; default: continuous.", show_default=False)
+    ] = None,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Given the labels and other conditions of the data.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Items computed at once; changes speed and memory only.")] = 64,
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say how likely data are under a model: log p of each item and bits per dimension, with standard errors.
+
+    Writes likelihood.json and likelihood.html, with the most and least likely items, into the run's folder or --out.
+    """
+    from undiffuse.analysis.items import choose_items
+    from undiffuse.analysis.likelihood import log_likelihood
+    from undiffuse.analysis.options import LikelihoodOptions
+    from undiffuse.cli.output import Output
+    from undiffuse.cli.places import find_model
+
+    output = Output(json)
+    options: dict[str, Any] = {
+        "method": method,
+        "divergence": divergence,
+        "probes": probes,
+        "integrator": integrator,
+        "steps": steps,
+        "grid": grid,
+        "rtol": tolerance,
+        "atol": tolerance,
+        "t_min": t_min,
+        "draws": draws,
+        "levels": levels,
+        "batch_size": batch_size,
+    }
+    LikelihoodOptions(**options)  # refuses at once, before anything is loaded
+    found = find_model(model, device)
+    dataset, what = _data(found, data)
+    items = choose_items(dataset, n, seed)
+    output.say(f"{len(items.data)} of {len(dataset)} items{what}")
+    with output.progress() as listener:
+        result = log_likelihood(
+            found.model, dataset, n=n, seed=seed, conditional=conditional, listener=listener, **options
+        )
+    output.table(result.columns, result.table(), numeric=(1, 2))
+    written = _write(found, result, items, out if out is not None else found.home)
+    output.finish(f"The report is {written['report']}", result.to_json() | {"model": model} | written)
+
+
+def _data(found: Found, source: str | None) -> tuple[Dataset, str]:
+    """Return the data set, of what the model was trained on the part that was held out; and words for people."""
+    from undiffuse.cli.places import open_data_of
+    from undiffuse.data import split
+    from undiffuse.metrics.bench import check_fit
+
+    dataset, holdout = open_data_of(found, source)
+    check_fit(found.model.spec, dataset.spec)
+    trained = None if found.recipe is None else found.recipe.data.source
+    if source not in (None, trained):
+        return dataset, ""
+    held_out = split(dataset, holdout)[1]
+    if len(held_out) == 0:
+        return dataset, ", which the model was trained on: none were held out"
+    return held_out, " that were held out of training"
+
+
+def _write(found: Found, result: Likelihood, items: Chosen, folder: Path) -> dict[str, Any]:
+    """Write likelihood.json and likelihood.html and return where."""
+    import json
+
+    from undiffuse.report import Report, likelihood_section
+    from undiffuse.training.folder import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = folder / "likelihood.json"
+    write_text(figures, json.dumps(result.to_json(), indent=1) + "\n")
+    section = likelihood_section(result, items.data, found.model.spec)
+    report = Report(f"Likelihood under {found.name}", repr(found.model), [section])
+    return {"likelihood": figures, "report": report.write(folder / "likelihood.html")}

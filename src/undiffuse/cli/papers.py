@@ -1,0 +1,83 @@
+"""`undiffuse papers`: list the papers, or reproduce the main claim of one and write its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from undiffuse.cli.shared import Json
+
+if TYPE_CHECKING:
+    from undiffuse.cli.output import Output
+    from undiffuse.papers.catalogue import Paper
+    from undiffuse.papers.study import Study
+
+EPILOG = """\b
+Examples:
+  undiffuse papers
+  undiffuse papers principles
+  undiffuse papers mmd-ddm --out results/mmd --json
+"""
+
+
+def papers(
+    name: Annotated[
+        str | None, typer.Argument(help="Paper to reproduce; default: list them.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the result; default: papers/NAME.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version: to try it, not for figures.")] = False,
+    json: Json = False,
+) -> None:
+    """List the papers whose claims can be reproduced at small scale, or reproduce one and write its page.
+
+    Writes report.html and results.json, anew after each part: what is stopped has not been for nothing.
+    """
+    from undiffuse.cli.output import Output
+    from undiffuse.papers.catalogue import PAPERS
+
+    output = Output(json)
+    if name is not None:
+        _reproduce(output, name, out or Path("papers") / name, seed, quick)
+        return
+    rows = [(key, paper.title, f"{paper.minutes} min", paper.source) for key, paper in PAPERS.items()]
+    output.table(("name", "paper", "takes", "source"), rows, (2,))
+    output.finish(
+        "undiffuse papers NAME reproduces one", {"papers": {key: vars(paper) for key, paper in PAPERS.items()}}
+    )
+
+
+def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool) -> None:
+    from undiffuse.papers.catalogue import find_paper, load_reproduction
+    from undiffuse.training.folder import make_folder
+
+    paper = find_paper(name)
+    folder = make_folder(out)
+
+    def keep(study: Study) -> None:
+        part = study.parts[-1]
+        output.say(part.title, "bold")
+        if part.columns:
+            output.table(part.columns, part.rows, part.numeric)
+        _write(study, name, paper, folder)
+
+    output.say(f"{paper.title}. {paper.claim} About {paper.minutes} minutes on two cores.")
+    with output.progress() as listener:
+        study = load_reproduction(paper)(quick=quick, seed=seed, listener=listener, keep=keep)
+    output.say(study.tally())
+    written = _write(study, name, paper, folder)
+    output.finish(f"The page is {written['report']}", {"paper": name, **written, **study.to_json()})
+
+
+def _write(study: Study, name: str, paper: Paper, folder: Path) -> dict[str, Path]:
+    import json
+
+    from undiffuse.training.folder import write_text
+
+    results = folder / "results.json"
+    write_text(results, json.dumps(study.to_json(), indent=1) + "\n")
+    return {"results": results, "report": study.report(name, paper).write(folder / "report.html")}

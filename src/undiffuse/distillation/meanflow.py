@@ -1,0 +1,130 @@
+r"""MeanFlow: the average velocity from its own derivative along the path.
+
+With u(x, t, s) = (x - Phi(x, t, s)) / (t - s), differentiating (t - s) u along a path gives
+
+    u(x, t, s) = v - (t - s) (v . du/dx + du/dt),    v = dx/dt,
+
+so the right side, with stop-gradient and one Jacobian-vector product, is what the left side is trained to equal. On the
+diagonal s = t this is flow matching. v is that of the sample, alpha' x_0 + sigma' eps, or the teacher's.
+
+Most rows are on the diagonal (`pairs` is the share that is not). Each row's gradient is divided by
+(|error|^2 + c)^p, |error|^2 being the mean over the values of an item (the sum in the paper); the logged loss is
+|error|^2 itself. Such a weight moves the minimum: with p = 1/2 it is not the mean of v given x_t but its geometric
+median. Where |error|^2 hardly varies, as with a teacher or over thousands of values, that is harmless; on points in the
+plane it moves velocities by half their deviation, so data alone of fewer than 64 values take p = 0. On schedules other
+than `rf` errors are in units of `scaled_error`.
+
+Guidance without a teacher is folded in by guiding v with the student's own diagonal,
+
+    v <- w v + kappa u(x, t, t | cond) + (1 - w - kappa) u(x, t, t | null),    w = (1 - kappa) scale,
+
+which makes u(x, t, t | cond) the velocity guided by `scale`; rows without a condition learn the plain v.
+
+Source: Geng et al. 2025, "Mean flows for one-step generative modeling", arXiv:2505.13447, equations 10, 11, 19 to 22
+and table 1; principles, section 2.8.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.flow_map import FlowMap, Spans
+from undiffuse.distillation.objective import FlowMapObjective, embed
+from undiffuse.distillation.options import MeanFlowOptions
+from undiffuse.distillation.shares import first_rows, spread
+from undiffuse.distillation.velocities import sample_velocity, scaled_error, velocity_of
+from undiffuse.process.schedules import Schedule
+from undiffuse.process.times import align
+from undiffuse.training.objectives import Corrupted, Losses, mean_over_items
+from undiffuse.training.time_samplers import LogitNormalTimes, UniformTimes
+
+_LEAST = 1e-3  # c
+_FEW = 64  # values of an item
+
+
+class MeanFlow(FlowMapObjective):
+    """MeanFlow from data, or from a teacher's velocity.
+
+    Args:
+        options: Law of times, pairs, weight and guidance.
+        teacher: Whose velocity to follow, its guidance folded in; None: that of single samples.
+    """
+
+    spans: ClassVar[Spans] = "any"
+    uniforms: ClassVar[int] = 2
+
+    def __init__(self, options: MeanFlowOptions, *, teacher: Denoiser | FlowMap | None = None) -> None:
+        super().__init__(teacher=teacher, drop=options.drop)
+        self.options = options
+
+    def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
+        """Return the squared error of the average velocity, with the adaptive weight in its gradient."""
+        process = denoiser.process
+        pairs = first_rows(self.options.pairs, len(corrupted.x))
+        t, s = self.times(process.schedule, corrupted.extras["u"], pairs)
+        x = process.corrupt(corrupted.x, t, corrupted.extras["eps"])
+        with torch.no_grad():
+            target = self._velocity(denoiser, corrupted, x, t)
+            if pairs:
+                cond = embed(denoiser, corrupted.rows(0, pairs))
+                head = meanflow_target(denoiser, x[:pairs], t[:pairs], s[:pairs], target[:pairs], cond)
+                target = torch.cat((head, target[pairs:]))
+        found = denoiser.average_velocity(x, t, s, embed(denoiser, corrupted))
+        square = mean_over_items(scaled_error(process, found - target, t).square())
+        weighted = square * (square.detach() + _LEAST) ** -self.power(x[0].numel())
+        return Losses(square.detach() + weighted - weighted.detach(), process.schedule.half_logsnr(t))
+
+    def power(self, values: int) -> float:
+        """Return p for items of so many values."""
+        if self.options.power is not None:
+            return self.options.power
+        return 0.0 if self.teacher is None and values < _FEW else 1.0
+
+    def times(self, schedule: Schedule, u: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+        """Return (t, s) float64 (B,) from uniforms (B, 2): two times in order, one of them where no pair is wanted."""
+        law = (
+            UniformTimes(schedule)
+            if self.options.times == "uniform"
+            else LogitNormalTimes(schedule, self.options.time_mean, self.options.time_std)
+        )
+        one, other = law(spread(u[:, 0])).t, law(u[:, 1]).t
+        t, s = torch.maximum(one, other), torch.minimum(one, other)
+        return t, torch.cat((s[:pairs], t[pairs:]))
+
+    def _velocity(self, denoiser: FlowMap, corrupted: Corrupted, x: Tensor, t: Tensor) -> Tensor:
+        """Return v (B, *), guided."""
+        if self.teacher is not None:
+            return velocity_of(self.teacher, x, t, embed(self.teacher, corrupted))
+        plain = sample_velocity(denoiser.process, corrupted.x, corrupted.extras["eps"], t)
+        return plain if self.options.guidance == 1 else self._guided(denoiser, corrupted, x, t, plain)
+
+    def _guided(self, denoiser: FlowMap, corrupted: Corrupted, x: Tensor, t: Tensor, plain: Tensor) -> Tensor:
+        """Return v of the sample pushed away from the student's own velocity without a condition."""
+        kappa = self.options.kappa
+        scale = self.options.guidance * (1 - kappa)
+        null, unconditional = _null(denoiser, corrupted)
+        velocity = scale * plain + (1 - scale - kappa) * denoiser.average_velocity(x, t, t, null)
+        if kappa:
+            velocity = velocity + kappa * denoiser.average_velocity(x, t, t, embed(denoiser, corrupted))
+        return torch.where(align(unconditional, x), plain, velocity)
+
+
+def meanflow_target(flow_map: FlowMap, x: Tensor, t: Tensor, s: Tensor, velocity: Tensor, cond: Any) -> Tensor:
+    """Return v - (t - s) (v . du/dx + du/dt), (B, *): the average velocity itself where it is exact."""
+    along = flow_map.jvp(x, t, s, (velocity, torch.ones_like(t), torch.zeros_like(s)), cond)[1]
+    return velocity - align(t - s, x).to(x.dtype) * along
+
+
+def _null(denoiser: FlowMap, corrupted: Corrupted) -> tuple[Any, Tensor]:
+    """Return the embedding of the batch without its conditions, and which rows have none anyway, bool (B,)."""
+    rows = len(corrupted.x)
+    every = torch.ones(rows, dtype=torch.bool, device=corrupted.x.device)
+    gone = {name: every for name in corrupted.cond if name not in denoiser.kept_conditions}
+    dropped = every
+    for name in gone:
+        dropped = dropped & corrupted.drop.get(name, ~every)
+    return denoiser.embed(corrupted.cond, rows, gone), dropped
