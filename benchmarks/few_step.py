@@ -9,7 +9,7 @@ The first row is the denoiser with DDIM; its 100 steps are the yardstick. What t
 from __future__ import annotations
 
 from undiffuse.distillation import METHODS
-from undiffuse.papers.few_steps import MANY, Trained, compare
+from undiffuse.papers.few_steps import CHANCE, MANY, Trained, compare
 from undiffuse.report.measures import Measure, Results, machine_settings, publish, script_options
 
 
@@ -40,7 +40,7 @@ def asked(data: str, trained: Trained, count: int, floor: float) -> float | None
         return None
     if data == "gaussian":
         return 0.05
-    return 4 * max(floor, 7e-4) if trained.name in ("meanflow", "meanflow-training", "consistency-training") else None
+    return 4 * max(floor, CHANCE) if trained.name in ("meanflow", "meanflow-training", "consistency-training") else None
 
 
 def show(trained: Trained) -> None:

@@ -83,6 +83,7 @@ def test_the_grid_of_a_table_may_follow_its_entries() -> None:
     torch.testing.assert_close(found.log_p[:, 0], gaussian.log_prob(x, 1e-3), rtol=0, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_peer_s_integration_of_our_slopes_agrees() -> None:
     odeint = pytest.importorskip("torchdiffeq").odeint
     from undiffuse.analysis.probability_flow import AugmentedFlow
@@ -98,6 +99,7 @@ def test_a_peer_s_integration_of_our_slopes_agrees() -> None:
     torch.testing.assert_close(peer, mixture.log_prob(x, 1e-3), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_likelihood_does_not_depend_on_the_schedule_between_equal_ends() -> None:
     """Check 15 for densities: `Reschedule` to another schedule, from and to the same noise levels."""
     source, target = PROCESS, process_of("subvp", beta_max=18.0)

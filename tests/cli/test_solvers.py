@@ -85,6 +85,7 @@ def test_wrong_words_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
         (["--on", "digits", "--save", "7"], "--save 7 was not measured"),
         (["--on", "digits", "--save", "10"], "digits is built in"),
         (["--on", str(folder), "--solver", "ddimm"], "Did you mean 'ddim'?"),
+        (["--on", "digits", "--grid", "nope"], "grid 'nope' is unknown"),
     ):
         assert run(["solvers", *words]) != 0
         assert message in capsys.readouterr().err

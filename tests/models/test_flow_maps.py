@@ -11,6 +11,7 @@ import torch
 from tests.oracles.continuous import process_of
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.errors import UndiffuseError
 from undiffuse.models import Model, load
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import UNetOptions
@@ -57,6 +58,19 @@ def test_its_denoiser_is_sampled_as_any_other() -> None:
     settings = {"seed": 1, "solver": "dpm++2m", "steps": 4, "guidance": 2.0, "cond": {"label": "a"}}
     ours, theirs = (Model(part, SPEC).sample(3, **settings) for part in (made, made.denoiser))  # type: ignore[arg-type]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", [{"guidance_interval": (0.1, 1.0)}, {"guidance_rescale": 0.5}])
+def test_options_of_guidance_that_jumps_cannot_follow_are_refused(option: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} needs a denoiser"):
+        Model(held(), SPEC).sample(2, solver="flow-map", **option)
+
+
+def test_samples_that_are_no_numbers_are_an_error() -> None:
+    made = held()
+    torch.nn.init.constant_(made.jump.second.weight, float("nan"))
+    with pytest.raises(UndiffuseError, match="2 of 2 samples are not finite"):
+        Model(made, SPEC).sample(2, solver="flow-map")
 
 
 def test_a_map_of_jumps_alone_has_no_denoiser() -> None:

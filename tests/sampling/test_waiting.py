@@ -55,7 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return states
 
     monkeypatch.setattr(loop, "_walk", watch)
-    monkeypatch.setattr(loop, "_check_result", lambda *_: None)
+    monkeypatch.setattr(loop, "check_result", lambda *_: None)
     return walked
 
 

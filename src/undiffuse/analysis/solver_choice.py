@@ -20,6 +20,7 @@ from undiffuse.analysis.solver_results import SolverChoice, Trial
 from undiffuse.events import Listener, silent
 from undiffuse.models.model import Model
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import make_grid
 from undiffuse.process.tables import TableSchedule
 from undiffuse.sampling.catalogue import CATALOGUE
 from undiffuse.sampling.registry import SOLVERS
@@ -80,6 +81,8 @@ def choose_solver(
     planned = [solver for solver in odes if not CATALOGUE[solver].makes_times]
     others = [solver for solver in names if solver not in odes and set_size]
     shapes = tuple(grids) if grids else GRIDS + TABLE_GRIDS * isinstance(_schedule(model), TableSchedule)
+    for shape in shapes:  # refuses unknown ones before the reference is drawn
+        make_grid(_schedule(model), min(budgets), shape)  # type: ignore[arg-type]
     each = len(planned) * (len(shapes) + tune) + (_TRIALS + _REFINING) * tune + len(others)
     progress = Progress(listener, len(budgets) * each + len(odes) - len(planned) + 2)
     bench = Bench(model, seed, n, set_size, cond, sampling, reference_steps, progress)

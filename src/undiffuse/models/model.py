@@ -232,7 +232,8 @@ class Model:
             solver_options: Options of a solver given by name.
             parallel: Compute so many steps at once, in batches so many times as large; the result then says how many
                 calls it took. See `undiffuse.sampling.parallel`.
-            parallel_tol: When a step counts as final there, in units of its noise; 0 gives the sequential numbers.
+            parallel_tol: When a step counts as final there, in units of its noise, for the worst sample of a batch: so
+                above 0 a sample depends on its batch within this tolerance; 0 gives the sequential numbers.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
@@ -249,7 +250,7 @@ class Model:
         begun = start if prefix is None else fit_tokens(prefix, self.spec, self.process, self.device)
         asked: dict[str, Any] = {"wrap": wrap, "constraints": constraints, "callback": callback, "negative": negative}
         asked |= {"autoguide": autoguide, "classifier": classifier, "threshold": threshold not in (None, "none")}
-        asked["parallel"] = parallel
+        asked |= {"parallel": parallel, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale}
         jump = jumping(self.module, rule, guidance, asked)
         wrapped: Any = apply_wraps(self.denoiser, wrap) if jump is None else None
         guided = read_guidance(

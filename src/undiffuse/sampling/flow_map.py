@@ -26,7 +26,7 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.grids import End, check_grid, make_grid
 from undiffuse.process.times import Time
-from undiffuse.sampling.loop import SampleResult
+from undiffuse.sampling.loop import SampleResult, check_result
 from undiffuse.sampling.plan import row_time
 from undiffuse.sampling.solver import Memory, Solver
 
@@ -129,6 +129,7 @@ def sample_flow_map(
 
     Raises:
         PlanError: The grid is not one, or the map was not trained for such jumps.
+        UndiffuseError: The result is not finite.
     """
     Jumps(gamma).check(flow_map)
     process = flow_map.process
@@ -144,6 +145,7 @@ def sample_flow_map(
         if between is not s:
             x = process.renoise(x, between, s, noise.normal("step", k, shape, dtype))
         states.append(x)
+    check_result(x, process, len(times) - 1)
     return SampleResult(x, len(times) - 1, torch.stack(states) if trajectory else None)
 
 

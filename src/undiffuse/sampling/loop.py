@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.errors import PlanError, UndiffuseError
+from undiffuse.errors import NotFiniteError, PlanError
 from undiffuse.networks.dropout import Drawing
 from undiffuse.networks.recomputation import recomputed
 from undiffuse.noise import NoiseSource
@@ -96,7 +96,7 @@ def sample(
 
     Raises:
         PlanError: Solver, process, grid and state do not fit.
-        UndiffuseError: The result is not finite.
+        NotFiniteError: The result is not finite.
     """
     if denoiser.needs_grad and torch.is_inference_mode_enabled():
         raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
@@ -133,7 +133,7 @@ def sample(
             states = [_converse(answers, plan, x, constraints, noise, callback)]
         else:
             states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
-    _check_result(states[-1], denoiser.process, answers.nfe)
+    check_result(states[-1], denoiser.process, answers.nfe)
     return SampleResult(states[-1], answers.nfe, torch.stack(states) if trajectory else None)
 
 
@@ -157,7 +157,7 @@ def _in_parallel(
 
     with torch.no_grad():
         states, work = walk_in_parallel(denoiser, embed, plan, solver, x, constraints, noise, window, tol)
-    _check_result(states[-1], denoiser.process, work.nfe)
+    check_result(states[-1], denoiser.process, work.nfe)
     return SampleResult(states[-1], work.nfe, torch.stack(states) if trajectory else None, work.sweeps, work.calls)
 
 
@@ -312,14 +312,14 @@ def _checked_start(
     return start if isinstance(process, CategoricalProcess) else start.to(dtype)
 
 
-def _check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:
+def check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:
     """Refuse what is no data; categorical draws from weights that are NaN leave ids beyond the classes."""
     if x.is_floating_point() and math.isfinite(x.detach().sum()):  # a sum of which one part is not finite never is
         return
     sound = x < process.classes if isinstance(process, CategoricalProcess) else x.isfinite()
     if not bool(sound.all()):
         bad, what = int((~sound).flatten(1).any(1).sum()), "finite" if x.is_floating_point() else "made of data classes"
-        raise UndiffuseError(
+        raise NotFiniteError(
             f"{bad} of {len(x)} samples are not {what} after {nfe} evaluations; the network's output overflowed. "
             "Check the weights, use dtype=float32 or more, or look at each step with callback=."
         )
