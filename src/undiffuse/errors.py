@@ -29,6 +29,10 @@ class TrainingError(UndiffuseError):
     """A training run cannot start or cannot go on."""
 
 
+class NotFiniteError(UndiffuseError):
+    """Samples are not finite, or tokens beyond the vocabulary: the network's output overflowed."""
+
+
 class PeerError(TrainingError):
     """Another process of the same command failed.
 
