@@ -35,8 +35,8 @@ def data(count: int) -> Tensor:
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_way_there_and_back_ends_where_it_began_at_the_solver_s_order(name: str) -> None:
-    """Order by the slope over a doubling of the steps, at least that of the solver less 0.3; a rule of even order is often one
-    better, for what its steps up miss its steps down miss with the other sign."""
+    """Order by the slope over a doubling of the steps, at least that of the solver less 0.3; a rule of even order is
+    often one better, for what its steps up miss its steps down miss with the other sign."""
     mixture, x = spec_mixture(PROCESS), data(8)
     errors, first = [], 64 if make_solver(name).order > 2 else 32  # where the order shows
     for steps in (first, 2 * first):

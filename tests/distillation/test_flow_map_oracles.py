@@ -85,6 +85,19 @@ def test_progressive_rounds_halve_the_steps() -> None:
     assert ProgressiveOptions(first_steps=64, last_steps=4).rounds == 4
 
 
+def test_the_steps_done_are_those_of_the_buffer_whoever_writes_it() -> None:
+    flow_map = exact("rf")
+    loss = Consistency(flow_map, ConsistencyOptions(), steps=30)
+    assert loss.steps_done == 0
+    loss.after_step(flow_map, 7)
+    assert loss.steps_done == 7
+    loss.done.copy_(torch.tensor(12))  # as a checkpoint does
+    assert loss.steps_done == 12
+    assert loss.to(torch.float32).steps_done == 12
+    loss.load_state_dict({**loss.state_dict(), "done": torch.tensor(20)})
+    assert loss.steps_done == 20
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("plan", ["ict", "original"])
 def test_consistency_the_end_is_constant_along_a_path(name: str, plan: Any) -> None:

@@ -12,13 +12,14 @@ from tests.distillation.tiny import mlp_denoiser, unet_denoiser
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.distillation.mmd import MMDObjective, Sampler, check_tunable
-from undiffuse.errors import ConfigError
+from undiffuse.errors import ConfigError, PlanError, TrainingError
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.metrics.kernels import kernel_for, mmd_rows
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.process.schedules import TrigSchedule
+from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
 
 KERNELS = ("rbf-mix", "gaussian", "rational-quadratic", "cubic", "linear", "energy")
@@ -214,6 +215,65 @@ def test_the_queue_keeps_the_newest_and_only_training_reads_it():
         assert torch.equal(loss.score(denoiser, first).per_sample, plain)
     assert not torch.allclose(loss.score(denoiser, first).per_sample.detach(), plain)
     assert {"queue", "queue_class", "filled"} == loss.state_dict().keys()  # and no feature network
+
+
+def test_the_queue_of_several_processes_holds_the_rows_of_all():
+    """Two processes with half a batch each have the queue, and its labels, of one with the whole."""
+    denoiser = mlp_denoiser("v", labels=True).double()
+    options: dict[str, Any] = {"queue": 24, "classes": {"label": 3}}
+    alone = objective(denoiser, **options)
+    whole = [alone.prepare(denoiser, batch(16, True), KeyedNoise(0, range(16 * k, 16 * k + 16)), 16) for k in (0, 1)]
+    rows: dict[str, Tensor] = {}
+    both = [objective(denoiser, gather=lambda own: rows[str(own.dtype)], **options) for _ in (0, 1)]
+    for step, corrupted in enumerate(whole):
+        rows = {str(part.dtype): part for part in (corrupted.target, corrupted.extras["class"])}
+        for rank, loss in enumerate([*both, alone]):
+            loss.before_step(denoiser, corrupted.rows(8 * rank, 8 * rank + 8) if rank < 2 else corrupted)
+        for loss in (*both, alone):
+            loss.after_step(denoiser, step)
+    for name, kept in alone.state_dict().items():
+        assert all(torch.equal(loss.state_dict()[name], kept) for loss in both), name
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("pc-langevin", {}),
+        ("annealed-langevin", {"updates": 2}),
+        ("sde-dpm++2m", {"path": True}),
+        ("ddim", {"eta": 1.0, "path": True}),
+        ("ddpm", {}),
+        ("euler-maruyama", {}),
+    ],
+)
+def test_stochastic_samplers_walk_on_the_noise_that_was_drawn_ahead(solver, options):
+    """The samples of a batch are those of the sampling loop with the same keyed noise, up to the order of sums."""
+    denoiser = mlp_denoiser("v").double()
+    loss = objective(denoiser, solver, 3, solver_options=options)
+    noise = KeyedNoise(4, range(6))
+    corrupted = loss.prepare(denoiser, batch(6), noise, 6)
+    own = loss.samples(denoiser, corrupted.rows(2, 6))
+    sampler = loss.samplers[0]
+    given: dict[str, Any] = {"shape": (2,), "solver": sampler.solver, "grid": sampler.grid, "dtype": torch.float64}
+    torch.testing.assert_close(own, sample(denoiser, noise=noise, **given).x[2:], rtol=1e-9, atol=1e-9)
+    assert float(gradient(loss.score(denoiser, corrupted).per_sample.mean(), denoiser).norm()) > 0
+
+
+def test_only_samples_that_are_not_finite_are_laid_to_the_learning_rate(monkeypatch):
+    denoiser = mlp_denoiser("v").double()
+    loss = objective(denoiser)
+    corrupted = loss.prepare(denoiser, batch(), KeyedNoise(0, range(16)), 16)
+
+    def refuse(*given: Any, **more: Any) -> None:
+        raise PlanError("the plan is wrong")
+
+    with torch.no_grad():
+        next(denoiser.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"samples are not finite.*lower train.lr"):
+        loss.score(denoiser, corrupted)
+    monkeypatch.setattr("undiffuse.distillation.mmd.sample", refuse)
+    with pytest.raises(PlanError, match=r"^the plan is wrong$"):
+        loss.score(denoiser, corrupted)
 
 
 def test_features_are_frozen_and_get_no_gradient():

@@ -77,6 +77,7 @@ def test_in_one_dimension_the_loss_is_zero_at_the_lines_and_one_step_is_exact():
     torch.testing.assert_close(lines(middle, 0.6, 0.0), corrupted.x, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_straightness_is_zero_for_lines_and_not_for_the_paths_of_the_teacher():
     exact = Quantiles()
     x1 = normals(30, 1, seed=1)

@@ -9,6 +9,7 @@ from tests.distillation.exact import SCHEDULES, Tilted, batch_of, exact_denoiser
 from tests.oracles.continuous import normals, process_of
 from undiffuse.denoisers.flow_map import GaussianFlowMap
 from undiffuse.distillation.options import ShortcutOptions
+from undiffuse.distillation.shares import split_rows
 from undiffuse.distillation.shortcut import Shortcut
 
 
@@ -22,7 +23,7 @@ def test_two_jumps_are_one_at_the_exact_map(schedule):
     """Jumps above the finest and the diagonal have loss 0; the finest ones the error of one Euler step."""
     objective, flow_map = shortcut(schedule, share=0.5, finest=64)
     corrupted = batch_of(objective, flow_map, 128)
-    t, s = objective.times(flow_map.process.schedule, corrupted.extras["u"], 64)
+    t, s = objective.times(flow_map.process.schedule, corrupted.extras["u"], split_rows(corrupted))
     loss = objective.score(flow_map, corrupted).per_sample
     finest = (t - s > 0) & ((t - s) < 1.5 * 2 / 64)
     assert 0 < int(finest.sum()) < 64
@@ -36,7 +37,7 @@ def test_the_error_of_the_finest_steps_falls_with_their_number():
     for finest in (64, 256):
         objective, flow_map = shortcut("trig", share=0.5, finest=finest)
         corrupted = batch_of(objective, flow_map, 1024)
-        t, s = objective.times(flow_map.process.schedule, corrupted.extras["u"], 512)
+        t, s = objective.times(flow_map.process.schedule, corrupted.extras["u"], split_rows(corrupted))
         chosen = (t - s > 0) & ((t - s) * finest < 2.5)
         means.append(float(objective.score(flow_map, corrupted).per_sample[chosen].mean()))
     assert 9 < means[0] / means[1] < 25
@@ -63,10 +64,12 @@ def test_from_data_the_expected_gradient_is_zero_at_the_exact_map():
 
 def test_steps_are_those_of_grids_of_powers_of_two():
     objective, flow_map = shortcut("rf", finest=8)
-    t, s = objective.times(flow_map.process.schedule, batch_of(objective, flow_map, 512).extras["u"], 384)
-    jumps = (t - s)[:384]
-    assert set(jumps.tolist()) == {1.0, 0.5, 0.25}
-    assert ((t[:384] / jumps) % 1 == 0).all() and (s[:384] >= 0).all() and torch.equal(t[384:], s[384:])
+    corrupted = batch_of(objective, flow_map, 512)
+    rows, rest = split_rows(corrupted)
+    t, s = objective.times(flow_map.process.schedule, corrupted.extras["u"], (rows, rest))
+    jumps = (t - s)[rows]
+    assert len(rows) == 128 and set(jumps.tolist()) == {1.0, 0.5, 0.25}
+    assert ((t[rows] / jumps) % 1 == 0).all() and (s[rows] >= 0).all() and torch.equal(t[rest], s[rest])
 
 
 def test_the_target_is_an_average_over_training():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from tests.distillation.tiny import mlp_denoiser
+from undiffuse.data import TensorDataset
 from undiffuse.distillation import mmd_features
 from undiffuse.distillation.mmd_judge import Figures
 from undiffuse.events import Message
 from undiffuse.papers import mmd_ddm
-from undiffuse.papers.mmd_ddm import Row, gain
+from undiffuse.papers.mmd_ddm import Row, _Digits, gain
 
 
 def row(name: str, distance: float, calls: int = 5) -> Row:
@@ -16,7 +19,7 @@ def row(name: str, distance: float, calls: int = 5) -> Row:
     return Row(seed=0, name=name, calls=calls, figures=figures)
 
 
-def test_the_gain_is_over_the_best_untuned_sampler_and_of_the_averaged_weights():
+def test_the_gain_is_of_each_tuning_by_itself_over_the_best_untuned_sampler():
     rows = [
         row("DDIM", 9.0),
         row("best untuned: heun, 3 step(s), grid t", 6.0),
@@ -27,14 +30,33 @@ def test_the_gain_is_over_the_best_untuned_sampler_and_of_the_averaged_weights()
         row("MMD cubic, classifier", 1.5),
         row("MMD rbf-mix, pixels", 0.1, calls=3),
     ]
-    assert gain(rows, 5) == 3.0
+    assert gain(rows, 5) == gain(rows, 5, "MMD rbf-mix, classifier") == 3.0  # the one that something is asked of
+    assert gain(rows, 5, "MMD rbf-mix, pixels") == 2.0
+    assert gain(rows, 5, "MMD cubic, classifier") == 4.0
+
+
+def test_the_extra_training_takes_as_long_as_the_tuning(tmp_path, monkeypatch):
+    """By a clock of 0.5 s for each step a tuning of 30 s is worth 60 steps; what is kept is not trained again."""
+    own = _Digits.__new__(_Digits)
+    own.folder, own.steps, own.seed, own.base = tmp_path, 4, 0, mlp_denoiser("v")
+    own.train = TensorDataset(data=torch.zeros(8, 2), spec=own.base.spec)
+    now, made = [0.0], []
+
+    def denoise(denoiser, steps, name, rate):
+        made.append((name, steps))
+        now[0] += 0.5 * steps
+        return denoiser
+
+    monkeypatch.setattr(own, "_denoise", denoise)
+    monkeypatch.setattr(mmd_ddm.time, "process_time", lambda: now[0])
+    assert own._trained_on(5, 30.0)[1] == 60 and made == [("timed", 40), ("longer-5", 60)]
+    assert own._trained_on(5, 99.0)[1] == 60 and len(made) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Frechet distance")
 def test_the_quick_version_makes_all_rows_and_goes_on_from_kept_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(mmd_features, "_EPOCHS", 1)
-    monkeypatch.setattr(mmd_ddm, "_EXTRA_STEPS", 2)
     heard = []
     found = mmd_ddm.study(quick=True, listener=heard.append, folder=tmp_path)
     (part,) = found.parts
@@ -47,6 +69,7 @@ def test_the_quick_version_makes_all_rows_and_goes_on_from_kept_networks(tmp_pat
         "MMD rbf-mix, pixels, last iterate",
         "MMD cubic, classifier",
     ]
-    assert found.measures[0].asked is None  # nothing is asked of so few steps
+    assert sum("extra denoising training of the same time (" in name for name in names) == 1
+    assert len(found.measures) == 3 and all(m.asked is None for m in found.measures)  # nothing is asked of so few steps
     assert any(isinstance(event, Message) for event in heard)
     assert mmd_ddm.study(quick=True, folder=tmp_path).parts[0].rows == part.rows

@@ -114,6 +114,8 @@ def _finish(output: object, result: Accelerated, model: str, samples: int) -> No
         from undiffuse.words import plain_json
 
         output.table(COLUMNS, acceleration_rows(result), NUMERIC)
+        for what, note in result.notes.items():
+            output.say(f"Features {what}: {note}.")
         write_text(result.folder / "acceleration.json", json.dumps(plain_json(result.to_json()), indent=1) + "\n")
         made |= result.to_json() | {"report": acceleration_report(result)}
         output.say(f"The report is {made['report']}.")

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.shared import Json, Out
+from undiffuse.distillation.methods import METHODS
 
 if TYPE_CHECKING:
     from undiffuse.training.run import Run
 
-EPILOG = """\b
+_WIDEST = max(map(len, METHODS))
+_LIST = "\n".join(f"  {name:<{_WIDEST}}  {row.summary}" for name, row in METHODS.items())
+
+EPILOG = f"""\b
 Methods (undiffuse distill digits --method help prints this list):
-  progressive           two steps become one, round after round: 16, 8, 4, 2, 1
-  consistency           neighbours on the teacher's paths map to the same end
-  consistency-training  the same from data alone (iCT); the teacher's weights are the start
-  scm                   continuous-time consistency distillation
-  scm-training          the same from data alone
+{_LIST}
 
 \b
 The most used keys (undiffuse train --keys lists all):
@@ -58,7 +58,7 @@ def distill(
     """
     from undiffuse.cli.failures import Interrupted
     from undiffuse.cli.output import Output
-    from undiffuse.distillation.few_steps import METHODS, distill_run
+    from undiffuse.distillation.few_steps import distill_run
 
     output = Output(json)
     if method == "help":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 
 from torch import Tensor
@@ -39,7 +40,9 @@ class Reschedule(Wrapper):
             )
         super().__init__(denoiser)
         self.source = denoiser.process
-        self.process = process
+        # Paths, and whether a score follows from the mean, are the denoiser's.
+        own = process if process.source == self.source.source else replace(process, source=self.source.source)
+        self.process = own
         self._key = f"reschedule/{next(_NUMBERS)}"
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Consistency": "undiffuse.distillation.consistency:Consistency",
         "DMD": "undiffuse.distillation.dmd:DMD",
         "FlowMapObjective": "undiffuse.distillation.objective:FlowMapObjective",
-        "METHODS": "undiffuse.distillation.few_steps:METHODS",
+        "METHODS": "undiffuse.distillation.methods:METHODS",
         "MeanFlow": "undiffuse.distillation.meanflow:MeanFlow",
         "MMDObjective": "undiffuse.distillation.mmd:MMDObjective",
         "MMDOptions": "undiffuse.distillation.mmd_options:MMDOptions",

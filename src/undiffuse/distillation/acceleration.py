@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,22 @@ from torch import Tensor
 from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, Dataset, TensorDataset, open_data
 from undiffuse.denoisers.network import NetworkDenoiser
+from undiffuse.distillation.build import keep_model
+from undiffuse.distillation.methods import METHODS
 from undiffuse.distillation.mmd import check_tunable
-from undiffuse.distillation.mmd_build import TUNING_DEFAULTS, make_judge, read_monitor, tuned_for
-from undiffuse.distillation.mmd_judge import Figures, Judge, SamplerChoice, all_labels, best_untuned, draw
+from undiffuse.distillation.mmd_build import (
+    TUNING_DEFAULTS,
+    check_tuning,
+    guidance_arguments,
+    make_judge,
+    read_monitor,
+    tuned_for,
+)
+from undiffuse.distillation.mmd_judge import Figures, Judge, SamplerChoice, best_untuned, draw, real_conditions
 from undiffuse.errors import ConfigError, DataError
 from undiffuse.events import Listener, Message, silent
 from undiffuse.models import Model, load
+from undiffuse.models.conditions import Fitted, class_turns
 from undiffuse.models.world import speaks
 from undiffuse.networks.backbone import Backbone
 from undiffuse.process.options import GaussianOptions
@@ -29,11 +40,12 @@ from undiffuse.training.given import GIVEN, is_name
 from undiffuse.training.latents import encode_data
 from undiffuse.training.recipe import Recipe, override_layers
 from undiffuse.training.run import Run, hold_out, train_from
+from undiffuse.words import did_you_mean
 
-METHODS = ("mmd",)
+_TUNINGS = ("mmd",)
 UNTUNED = "untuned"
 """In a run's folder: the model that was tuned, where it came as an object and not by name."""
-_SEARCHED = 512  # samples of each untuned sampler that is tried
+_TRIED = 512  # samples of an untuned sampler that is tried
 _SHOWN = 64  # samples in the pictures
 
 
@@ -56,7 +68,7 @@ class Accelerated:
         recipe: What it was made by.
         rows: Figures before and after, empty where no comparison was asked for.
         samples: Samples in data units from the same noise, by what made them, (n, *shape).
-        monitor: Distance in independent features at each checkpoint; the model kept is the best of them.
+        monitor: Distance at each checkpoint, in the features that choose; the model kept is the best of them.
         notes: What the features are.
     """
 
@@ -128,8 +140,7 @@ def accelerate(
     Raises:
         UndiffuseError, ValueError: Model, data or options do not fit; the message says what to do.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method={method!r} is unknown; use mmd, or see undiffuse distill for flow maps.")
+    _check_method(method)
     if iters < 1:
         raise ConfigError(f"iters={iters} tunes nothing; give at least 1, such as 400.")
     counts = (steps,) if isinstance(steps, int) else tuple(steps)
@@ -147,11 +158,11 @@ def accelerate(
     }
     recipe = _recipe(untuned, data, name or str(folder / UNTUNED), chosen, overrides, options)
     dataset = _open(untuned, data, recipe.data)
-    if not name and speaks():
-        untuned.save(folder / UNTUNED)
-    given = {} if isinstance(features, str) else {"features": features}
     own = copy.deepcopy(untuned.denoiser).cpu().requires_grad_(True)
-    run = train_from(own, dataset, recipe, out=folder, codec=untuned.codec, listener=listener, **given)
+    check_tuning(recipe, own, dataset)
+    fill = None if name else partial(keep_model, untuned, UNTUNED)
+    given: dict[str, Any] = {} if isinstance(features, str) else {"features": features}
+    run = train_from(own, dataset, recipe, out=folder, codec=untuned.codec, listener=listener, fill=fill, **given)
     if not run.finished or samples == 0 or not speaks():
         return Accelerated(run=run, recipe=recipe, monitor=tuple(read_monitor(folder)))
     listener(Message("train", "comparing before and after"))
@@ -168,44 +179,44 @@ def _compare(
         training = encode_data(codec, training, device, silent)
         held_out = held_out and encode_data(codec, held_out, device, silent)
     judge = make_judge(recipe, training, held_out, codec=codec, folder=run.folder, device=device, **given)
-    labels = all_labels(training)
+    conditions = real_conditions(training, untuned.denoiser.spec, samples)
     before, after = untuned.to(device), run.model.to(device)
-    rows, shown = _table(before, after, recipe, judge, labels, samples)
+    rows, shown = _table(before, after, recipe, judge, conditions, samples)
     return Accelerated(
         run=run,
         recipe=recipe,
         rows=tuple(rows),
         samples=shown,
         monitor=tuple(read_monitor(run.folder)),
-        notes={"tuned on": judge.tuned_on.note, "independent": judge.independent.note},
+        notes=_notes(judge),
     )
 
 
 def _table(
-    before: Model, after: Model, recipe: Recipe, judge: Judge, labels: Tensor | None, samples: int
+    before: Model, after: Model, recipe: Recipe, judge: Judge, conditions: Fitted, samples: int
 ) -> tuple[list[Compared], dict[str, Tensor]]:
     """Return the figures of the untuned and the tuned model, and pictures of both from the same noise."""
     chosen = recipe.sample
     assert chosen.solver and chosen.steps and chosen.grid
     sampler = SamplerChoice(chosen.solver, chosen.steps, chosen.grid)
-    guidance = {"guidance": chosen.guidance}
+    guidance = guidance_arguments(recipe)
     rows, shown = [], {}
 
     def add(name: str, model: Model, choice: SamplerChoice | None) -> int:
-        arguments = {} if choice is None else {**choice.arguments(), **guidance}
-        found = draw(model, samples, 1, labels, **arguments)
-        calls = _calls(model, arguments)
+        arguments = {} if choice is None else choice.arguments()
+        found = draw(model, samples, 1, conditions, **arguments, **guidance)
         told = str(choice) if choice else "its own"
-        rows.append(Compared(name=name, sampler=told, calls=calls, figures=judge(found)))
-        shown[f"{name}: {told}, {calls} calls"] = draw_shown(model, **arguments)
-        return calls
+        rows.append(Compared(name=name, sampler=told, calls=found.nfe, figures=judge(found.x)))
+        shown[f"{name}: {told}, {found.nfe} calls"] = draw_shown(model, **arguments)
+        return found.nfe
 
     def draw_shown(model: Model, **arguments: Any) -> Tensor:
+        turns = Fitted((key, part) for key, part in conditions.items() if key not in class_turns(model.spec, 1))
         with torch.no_grad():
-            return model.decode(draw(model, min(samples, _SHOWN), 0, **arguments)).cpu()
+            return model.decode(draw(model, min(samples, _SHOWN), 0, turns, **arguments, **guidance).x).cpu()
 
     calls = add("before", before, sampler)
-    plain = best_untuned(before, calls, judge, n=min(samples, _SEARCHED), labels=labels)
+    plain = best_untuned(before, calls, judge, n=min(samples, _TRIED), conditions=conditions, **guidance)
     add("before, best sampler found", before, plain)
     add("before, many steps", before, None)
     add("after", after, sampler)
@@ -214,10 +225,24 @@ def _table(
     return rows, shown
 
 
-def _calls(model: Model, arguments: dict[str, Any]) -> int:
-    """Return the evaluations that a sampler makes, counted on one sample."""
-    cond = {"label": 0} if model.spec.classes else None
-    return model.sample_result(1, cond=cond, **arguments).nfe
+def _notes(judge: Judge) -> dict[str, str]:
+    """Return what the features are, and whether the figures were also what chose the model."""
+    notes = {"tuned on": judge.tuned_on.note, "independent": judge.independent.note}
+    if judge.choosing is judge.independent:
+        notes["choosing the checkpoint"] = (
+            f"{judge.choosing.note}, as for “independent”, so that figure is a little too good for the tuned model"
+        )
+    else:
+        notes["choosing the checkpoint"] = f"{judge.choosing.note}, of another kind or seed than “independent”"
+    return notes
+
+
+def _check_method(method: str) -> None:
+    if method in METHODS:
+        raise ConfigError(f"method={method!r} makes a flow map; use undiffuse distill MODEL --method {method}.")
+    if method not in _TUNINGS:
+        near = did_you_mean(method, (*_TUNINGS, *METHODS))
+        raise ConfigError(f"method={method!r} is unknown; use mmd, or see undiffuse distill for flow maps.{near}")
 
 
 def _check_model(model: Model) -> None:

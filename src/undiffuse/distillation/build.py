@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from undiffuse.denoisers.base import Denoiser
@@ -136,6 +137,11 @@ def _check_teaching(denoiser: NetworkDenoiser, options: FlowMapOptions) -> None:
             f"objective={options.kind} learns from a teacher, and there is none; use undiffuse distill MODEL --method "
             f"{options.kind}, or set objective.teacher."
         )
+    if isinstance(options, DMDOptions) and gaussian(denoiser).source == "data":
+        raise ConfigError(
+            "objective=dmd compares scores, and a model trained with objective.coupling=optimal has none; use "
+            "progressive or ctm, or another teacher."
+        )
     spec = denoiser.spec
     if options.guidance != 1 and spec is not None and not set(spec.conditions) - spec.kept_conditions:
         raise ConfigError(
@@ -159,6 +165,11 @@ def open_teacher(options: FlowMapOptions, student: FlowMap) -> Denoiser:
         )
     check_teacher(model, options.teacher)
     denoiser = on_schedule(model.denoiser, student)
+    if gaussian(denoiser).source != gaussian(student).source:
+        raise ConfigError(
+            f"teacher={options.teacher} was trained with objective.coupling=optimal, so its noise is paired with data, "
+            f"and this student is not made for that; use undiffuse distill."
+        )
     if student.spec is not None and denoiser.spec is not None and not _same_data(student.spec, denoiser.spec):
         raise ConfigError(
             f"teacher={options.teacher} makes {denoiser.spec.kind} data of shape {denoiser.spec.shape}, but these data "
@@ -179,7 +190,8 @@ def check_teacher(model: Model, name: str) -> None:
 
 def on_schedule(denoiser: Denoiser, student: FlowMap) -> Denoiser:
     """Return a denoiser on the student's schedule, exactly."""
-    return denoiser if student.process == gaussian(denoiser) else Reschedule(denoiser, student.process)
+    same = student.process.schedule == gaussian(denoiser).schedule
+    return denoiser if same else Reschedule(denoiser, student.process)
 
 
 def teacher_hash(model: Model) -> str:
@@ -189,6 +201,21 @@ def teacher_hash(model: Model) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def keep_model(model: Model, name: str, folder: Path) -> None:
+    """Write a model that has no place of its own into a run's folder, which is ours, unless it is there.
+
+    Raises:
+        ConfigError: Another one is there.
+    """
+    place = folder / name
+    if not (place / "config.json").is_file():
+        model.save(place)
+    elif teacher_hash(load(place)) != teacher_hash(model):
+        raise ConfigError(
+            f"{place} holds another model than the one given; choose another out folder, or remove it to begin anew."
+        )
 
 
 def _student(denoiser: NetworkDenoiser, options: FlowMapOptions) -> Student:

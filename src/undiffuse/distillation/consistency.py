@@ -29,7 +29,7 @@ from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.flow_map import FlowMap, Spans
-from undiffuse.distillation.objective import FlowMapObjective, advance, embed, freeze
+from undiffuse.distillation.objective import FlowMapObjective, advance, embed, follow, freeze
 from undiffuse.distillation.options import ConsistencyOptions, CTMOptions
 from undiffuse.process.schedules import Schedule
 from undiffuse.training.objectives import Corrupted, Losses
@@ -73,7 +73,7 @@ class Consistency(FlowMapObjective):
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the weighted distance between the ends of neighbouring points."""
         low, high = consistency_range(denoiser.process.schedule, self.options)
-        rho = rho_grid(self.levels(int(self.done)), low, high, corrupted.x.device)
+        rho = rho_grid(self.levels(self.steps_done), low, high, corrupted.x.device)
         n = self._draw(rho, corrupted.extras["u"][:, 0])
         schedule = denoiser.process.schedule
         t, s = (schedule.time(-torch.log(rho[k])) for k in (n + 1, n))
@@ -88,14 +88,12 @@ class Consistency(FlowMapObjective):
         weight = 1 / (rho[n + 1] - rho[n]) if self.options.plan == "ict" else torch.ones_like(t)
         return Losses(weight.to(x.dtype) * self._distance(square), schedule.half_logsnr(t))
 
-    @torch.no_grad()
     def after_step(self, denoiser: FlowMap, step: int) -> None:
         """Let the target follow: decay mu = exp(s_0 ln mu_0 / N)."""
-        if self.target is not None:
+        if isinstance(self.target, FlowMap):
             low = self.options.levels[0]
             decay = math.exp(low * math.log(self.options.target_decay) / self.levels(step - 1))
-            for own, now in zip(self.target.parameters(), denoiser.parameters(), strict=True):
-                own.lerp_(now.detach(), 1 - decay)
+            follow(self.target, denoiser, decay)
         super().after_step(denoiser, step)
 
     def _before(self, denoiser: FlowMap, corrupted: Corrupted, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from undiffuse.config import resolve
+from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
-from undiffuse.distillation.build import SCHEDULE_FREE, check_teacher, make_student, teacher_hash
-from undiffuse.distillation.options import FlowMapOptions
+from undiffuse.distillation.build import SCHEDULE_FREE, check_teacher, keep_model, make_student, teacher_hash
+from undiffuse.distillation.methods import METHODS, Method
+from undiffuse.distillation.options import FlowMapOptions, ProgressiveOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Listener, silent
 from undiffuse.models import Model, load
 from undiffuse.networks.backbone import Backbone
+from undiffuse.networks.build import build_network
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.options import GaussianOptions
 from undiffuse.process.registry import make_schedule
+from undiffuse.training.fine_tuning import take_weights
 from undiffuse.training.recipe import Recipe, override_layers
 from undiffuse.training.run import Run, Source, choose, train_from
 from undiffuse.words import did_you_mean
@@ -32,42 +35,6 @@ DISTILLATION_DEFAULTS: dict[str, Any] = {"steps": 10_000, "batch_size": 128, "lr
 """Training options of a distillation, unless told otherwise."""
 
 TEACHER = "teacher"  # its place in a run's folder, where it was given without one
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to few steps.
-
-    Args:
-        kind: Its objective.
-        summary: For people.
-        taught: Whether the teacher answers during training; else only its weights are where the student starts.
-        options: Options of the objective that make it this method.
-        schedule: The schedule that it is made for; empty: the teacher's.
-    """
-
-    kind: str
-    summary: str
-    taught: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    schedule: str = ""
-
-
-METHODS: dict[str, Method] = {
-    "progressive": Method("progressive", "two steps become one, round after round"),
-    "consistency": Method("consistency", "neighbours on the teacher's paths map to one end", taught=True),
-    "consistency-training": Method("consistency", "the same from data alone (iCT)"),
-    "scm": Method("scm", "continuous-time consistency distillation (sCD)", taught=True, schedule="trig"),
-    "scm-training": Method("scm", "the same from data alone (sCT)", schedule="trig"),
-    "meanflow": Method("meanflow", "average velocities from their derivative along the teacher's paths", taught=True),
-    "meanflow-training": Method("meanflow", "the same from data alone"),
-    "shortcut": Method("shortcut", "one jump is two of half its length, tied to the teacher's velocity", taught=True),
-    "shortcut-training": Method("shortcut", "the same from data alone"),
-    "ctm": Method("ctm", "jumps from neighbours on the teacher's paths agree (CTM without GAN)", taught=True),
-    "dmd": Method("dmd", "samples whose noisy density is the teacher's (DMD2 without GAN)", taught=True),
-    "reflow": Method("reflow", "straight lines between the teacher's noise and its samples", taught=True),
-}
-"""Methods by name."""
 
 
 def distill(
@@ -119,13 +86,13 @@ def distill_run(
     chosen = _method(method)
     folder = Path(out) if out is not None else Path("runs") / f"{_name(model)}-{method}"
     teacher = model if isinstance(model, Model) else load(model)
-    place = str(teacher.save(folder / TEACHER)) if isinstance(model, Model) else str(model)
+    place = str(folder / TEACHER) if isinstance(model, Model) else str(model)
     network = _network(teacher, place)
     layers = override_layers(overrides, **options)
     recipe, dataset = _choose(teacher, network, place, chosen, data, layers)
-    assert isinstance(recipe.objective, FlowMapOptions)
-    student = _student(teacher, network, recipe, chosen)
-    return train_from(student, dataset, recipe, out=folder, codec=teacher.codec, listener=listener)
+    student = _student(teacher, network, recipe, place)
+    fill = partial(keep_model, teacher, TEACHER) if isinstance(model, Model) else None
+    return train_from(student, dataset, recipe, out=folder, codec=teacher.codec, listener=listener, fill=fill)
 
 
 def _method(name: str) -> Method:
@@ -164,21 +131,34 @@ def _choose(
     backbone = network.backbone
     if not isinstance(backbone, Backbone) or backbone.options is None:
         raise ConfigError("the network of the teacher was built by hand; build it with build_network(options).")
-    objective = {"kind": method.kind, "teacher_hash": teacher_hash(teacher), **method.options}
-    guided = any("guidance" in str(layer) for layer in layers)
-    if method.taught or guided:
-        objective["teacher"] = place
-    base = resolve(
+    taught = resolve(
         Recipe,
         {
             "data": {key: value for key, value in kept.items() if key in DataOptions.__dataclass_fields__},
             "model": asdict(backbone.options),
             "process": _process(network, method, place),
-            "objective": objective,
+            "objective": {
+                "kind": method.kind,
+                "teacher_hash": teacher_hash(teacher),
+                "teacher": place,
+                **method.options,
+            },
             "train": {**DISTILLATION_DEFAULTS, "init": place},
         },
     )
-    return choose(data, base, layers)
+    assert isinstance(taught.objective, FlowMapOptions)
+    if method.taught or _guided_by_teacher(taught, layers):
+        return choose(data, taught, layers)
+    return choose(data, replace(taught, objective=replace(taught.objective, teacher="")), layers)
+
+
+def _guided_by_teacher(recipe: Recipe, layers: Sequence[Any]) -> bool:
+    """Whether the layers ask for guidance, and the method of a recipe needs its teacher for that."""
+    assert isinstance(recipe.objective, FlowMapOptions)
+    if not recipe.objective.needs_teacher_to_guide:
+        return False
+    asked = resolve(Recipe, to_dict(recipe), *layers).objective
+    return isinstance(asked, FlowMapOptions) and asked.guidance != 1
 
 
 def _process(network: NetworkDenoiser, method: Method, place: str) -> dict[str, Any]:
@@ -198,19 +178,22 @@ def _process(network: NetworkDenoiser, method: Method, place: str) -> dict[str, 
     return {**options, "prediction": network.prediction, "data_std": network.data_std}
 
 
-def _student(teacher: Model, network: NetworkDenoiser, recipe: Recipe, method: Method) -> NetworkFlowMap:
-    """Return a flow map that starts as the teacher.
+def _student(teacher: Model, network: NetworkDenoiser, recipe: Recipe, place: str) -> NetworkFlowMap:
+    """Return a flow map that starts as the teacher, without its head for the variance of a step.
 
     Raises:
-        ConfigError: Schedules differ, or the method is not for this denoiser.
+        ConfigError: Schedules differ, the start is another one, or the method is not for this denoiser.
+        CheckpointError: The recipe's network is another one than the teacher's.
     """
     assert isinstance(recipe.objective, FlowMapOptions)
     options = recipe.process
     assert isinstance(options, GaussianOptions)
-    process = GaussianProcess(make_schedule(options.schedule, **options.schedule_options))
-    if process != network.process and network.prediction not in SCHEDULE_FREE:
+    if recipe.train.init != place:
+        raise ConfigError(f"train.init={recipe.train.init}, but a student starts as its teacher {place}; leave it out.")
+    schedule = make_schedule(options.schedule, **options.schedule_options)
+    if schedule != network.process.schedule and network.prediction not in SCHEDULE_FREE:
         raise ConfigError(
-            f"the student is on schedule {process.schedule.name} and the teacher on {network.process.schedule.name}, "
+            f"the student is on schedule {schedule.name} and the teacher on {network.process.schedule.name}, "
             f"where prediction {network.prediction} means something else; leave process.schedule out."
         )
     if options.prediction != network.prediction:
@@ -218,9 +201,19 @@ def _student(teacher: Model, network: NetworkDenoiser, recipe: Recipe, method: M
             f"process.prediction={options.prediction}, but the teacher predicts {network.prediction}, and the student "
             f"starts from its weights; leave it out."
         )
-    backbone = copy.deepcopy(network.backbone).requires_grad_(True)
-    own = NetworkDenoiser(backbone, process, network.prediction, spec=network.spec, data_std=network.data_std)
+    spec = network.spec
+    assert spec is not None
+    process = GaussianProcess(schedule, _source(network, recipe.objective))
+    fresh = build_network(recipe.model, spec, seed=recipe.train.seed)
+    own = NetworkDenoiser(fresh, process, network.prediction, spec=spec, data_std=network.data_std)
+    take_weights(own, network, place)
     student = make_student(own, recipe.objective, recipe.train.seed)
     if isinstance(teacher.module, NetworkFlowMap):
         student.jump.load_state_dict(teacher.module.jump.state_dict())
     return student
+
+
+def _source(network: NetworkDenoiser, options: FlowMapOptions) -> Literal["gaussian", "data"]:
+    """Return the source of the student's process: the teacher's, where the student follows its paths."""
+    follows = options.teacher or isinstance(options, ProgressiveOptions)
+    return network.process.source if follows else "gaussian"

@@ -26,6 +26,7 @@ and table 1; principles, section 2.8.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,8 +36,9 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.flow_map import FlowMap, Spans
 from undiffuse.distillation.objective import FlowMapObjective, embed
 from undiffuse.distillation.options import MeanFlowOptions
-from undiffuse.distillation.shares import first_rows, spread
+from undiffuse.distillation.shares import PAIR, choose_rows, split_rows, take_rows
 from undiffuse.distillation.velocities import sample_velocity, scaled_error, velocity_of
+from undiffuse.noise import NoiseSource
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.times import align
 from undiffuse.training.objectives import Corrupted, Losses, mean_over_items
@@ -61,18 +63,25 @@ class MeanFlow(FlowMapObjective):
         super().__init__(teacher=teacher, drop=options.drop)
         self.options = options
 
+    def prepare(self, denoiser: FlowMap, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
+        """Draw noise and uniforms, and choose the rows with two times."""
+        made = super().prepare(denoiser, batch, noise, batch_size)
+        return replace(
+            made, extras=made.extras | {PAIR: choose_rows(self.options.pairs, noise, len(made.x), batch_size)}
+        )
+
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the squared error of the average velocity, with the adaptive weight in its gradient."""
-        process = denoiser.process
-        pairs = first_rows(self.options.pairs, len(corrupted.x))
-        t, s = self.times(process.schedule, corrupted.extras["u"], pairs)
+        process, chosen = denoiser.process, split_rows(corrupted)
+        t, s = self.times(process.schedule, corrupted.extras["u"], chosen[1])
         x = process.corrupt(corrupted.x, t, corrupted.extras["eps"])
         with torch.no_grad():
             target = self._velocity(denoiser, corrupted, x, t)
-            if pairs:
-                cond = embed(denoiser, corrupted.rows(0, pairs))
-                head = meanflow_target(denoiser, x[:pairs], t[:pairs], s[:pairs], target[:pairs], cond)
-                target = torch.cat((head, target[pairs:]))
+            pairs = chosen[0]
+            if len(pairs):
+                cond = embed(denoiser, take_rows(corrupted, pairs))
+                found = meanflow_target(denoiser, x[pairs], t[pairs], s[pairs], target[pairs], cond)
+                target = target.index_copy(0, pairs, found.to(target.dtype))
         found = denoiser.average_velocity(x, t, s, embed(denoiser, corrupted))
         square = mean_over_items(scaled_error(process, found - target, t).square())
         weighted = square * (square.detach() + _LEAST) ** -self.power(x[0].numel())
@@ -84,16 +93,16 @@ class MeanFlow(FlowMapObjective):
             return self.options.power
         return 0.0 if self.teacher is None and values < _FEW else 1.0
 
-    def times(self, schedule: Schedule, u: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-        """Return (t, s) float64 (B,) from uniforms (B, 2): two times in order, one of them where no pair is wanted."""
+    def times(self, schedule: Schedule, u: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (t, s) float64 (B,) from uniforms (B, 2): two times in order, but the same in the rows `single`."""
         law = (
             UniformTimes(schedule)
             if self.options.times == "uniform"
             else LogitNormalTimes(schedule, self.options.time_mean, self.options.time_std)
         )
-        one, other = law(spread(u[:, 0])).t, law(u[:, 1]).t
+        one, other = law(u[:, 0]).t, law(u[:, 1]).t
         t, s = torch.maximum(one, other), torch.minimum(one, other)
-        return t, torch.cat((s[:pairs], t[pairs:]))
+        return t, s.index_copy(0, single, t[single])
 
     def _velocity(self, denoiser: FlowMap, corrupted: Corrupted, x: Tensor, t: Tensor) -> Tensor:
         """Return v (B, *), guided."""

@@ -9,6 +9,7 @@ or rounded on the way.
 The estimate couples all rows of a batch. It is a mean of row contributions (`mmd_rows`), which is what the trainer
 takes; a batch that goes through the network in parts is run twice, first without gradients (`couple`), so that the
 gradient is that of the whole batch. Several processes each compare their own rows: a mean of estimates, unbiased too.
+Their queue is one: every process keeps the rows of all.
 
 Source: Aiello, Valsesia, Magli 2023, "Fast Inference in Denoising Diffusion Models via MMD Finetuning",
     arXiv:2301.07969. Ours differs: averaged weights, one data-driven bandwidth for the three terms, no clamping,
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser, Wrapper
-from undiffuse.errors import ConfigError, TrainingError, UndiffuseError
+from undiffuse.errors import ConfigError, NotFiniteError, TrainingError
 from undiffuse.metrics.kernels import KernelName, kernel_for, mmd_rows
 from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import InjectedNoise, NoiseSource, RecordedNoise
@@ -36,7 +37,7 @@ from undiffuse.sampling.solver import Solver
 from undiffuse.training.objectives import Corrupted, Losses, Objective
 
 _CHUNK = 256  # items whose features are computed at once
-_WHICH, _KEY, _ROWS, _COTANGENT, _STEP = "sampler", "class", "rows", "cotangent", "step/"  # in `Corrupted.extras`
+_WHICH, _KEY, _ROWS, _COTANGENT = "sampler", "class", "rows", "cotangent"  # in `Corrupted.extras`, beside "stream/step"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class MMDObjective(Objective):
         drop: Probability that a row's condition is replaced by its null, which is then a class of its own.
         dropout: Leave the network's dropout on.
         checkpoint: Recompute each network call in the backward pass.
+        gather: Returns the rows of all processes, in order, for those of this one; None for one process.
 
     Raises:
         ConfigError: There is no sampler.
@@ -104,6 +106,7 @@ class MMDObjective(Objective):
         drop: float = 0.0,
         dropout: bool = False,
         checkpoint: bool = True,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(drop)
         if not samplers:
@@ -112,7 +115,7 @@ class MMDObjective(Objective):
         self._features = [features]
         self.samplers, self.kernel, self.guide = tuple(samplers), kernel, guide
         self.classes, self.joint = dict(classes or {}), joint
-        self.dropout, self.checkpoint = dropout, checkpoint
+        self.dropout, self.checkpoint, self._gather = dropout, checkpoint, gather
         self._latest: tuple[Tensor, Tensor] | None = None
         self.register_buffer("queue", torch.zeros(queue, width))
         self.register_buffer("queue_class", torch.zeros(queue, dtype=torch.int64))
@@ -144,13 +147,13 @@ class MMDObjective(Objective):
         return torch.cat([self._features[0](part).float() for part in x0.split(_CHUNK)])
 
     def _draws(self, denoiser: Denoiser, x0: Tensor, noise: NoiseSource) -> dict[str, Tensor]:
-        """Return the noise of every step of the samplers, drawn as they would draw it."""
+        """Return the noise of the samplers, drawn as they would draw it, by "stream/step"."""
         recorded = RecordedNoise(noise)
         for sampler in self.samplers:
             plan = sampler.solver.prepare(denoiser.process, sampler.grid, x0, recorded)
             for entry in plan.entries:
                 sampler.solver.draw(entry, x0, recorded)
-        return {f"{_STEP}{step}": drawn for (stream, step), drawn in recorded.record.items() if stream == "step"}
+        return {f"{stream}/{step}": drawn for (stream, step), drawn in recorded.record.items()}
 
     def _choices(self, noise: NoiseSource, rows: int, batch_size: int) -> Tensor:
         """Return which sampler each row takes, the same within a batch, int64 (rows,)."""
@@ -209,7 +212,10 @@ class MMDObjective(Objective):
         """Return the samples (B, *shape) in model units that a batch's noise becomes."""
         sampler = self.samplers[int(corrupted.extras[_WHICH][0])]
         given = {("init", 0): corrupted.x}
-        given |= {("step", int(k[len(_STEP) :])): z for k, z in corrupted.extras.items() if k.startswith(_STEP)}
+        for name, drawn in corrupted.extras.items():
+            stream, slash, step = name.partition("/")
+            if slash:
+                given[stream, int(step)] = drawn
         asked: Denoiser = _Dropping(denoiser, corrupted.drop) if corrupted.drop else denoiser
         if self.guide is not None and corrupted.cond:
             asked = self.guide(asked)
@@ -226,7 +232,7 @@ class MMDObjective(Objective):
                 dtype=corrupted.x.dtype,
                 grad=torch.is_grad_enabled() and ("checkpoint" if self.checkpoint else True),
             ).x
-        except UndiffuseError as error:
+        except NotFiniteError as error:
             raise TrainingError(
                 f"MMD tuning stopped: {error} The learning rate is likely too high; lower train.lr and begin again. "
                 f"The best weights so far are kept."
@@ -264,7 +270,7 @@ class MMDObjective(Objective):
         size = len(self.queue)
         if not size or self._latest is None:
             return
-        target, key = self._latest
+        target, key = self._latest if self._gather is None else map(self._gather, self._latest)
         self.queue.copy_(torch.cat([target, self.queue])[:size])
         self.queue_class.copy_(torch.cat([key, self.queue_class])[:size])
         self.filled.add_(len(target)).clamp_(max=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from undiffuse.codecs.codec import Codec
 from undiffuse.data import Dataset
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.distillation.mmd import MMDObjective, Sampler, check_tunable
-from undiffuse.distillation.mmd_features import given_features, make_features, require_feature_memory
-from undiffuse.distillation.mmd_judge import Judge, all_items, all_labels, draw
+from undiffuse.distillation.mmd_features import check_name, given_features, make_features, require_feature_memory
+from undiffuse.distillation.mmd_judge import Judge, all_items, draw, real_conditions
 from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError, PlanError
 from undiffuse.events import Listener, Message, silent
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models import Model
+from undiffuse.models.conditions import Fitted
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.sampling.registry import make_solver
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from undiffuse.training.run import Prepared
 
 MONITOR = "monitor.json"
-"""In a run's folder: the distance in independent features at every checkpoint; the model kept is the best of them."""
+"""In a run's folder: the distance at every checkpoint, in features neither tuned on nor, as a rule, reported in."""
 TUNING_DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "lr": 1e-4,
@@ -48,6 +50,7 @@ TUNING_DEFAULTS: dict[str, Any] = {
     "preview_every": 0,
 }
 """Training options of a tuning, unless told otherwise."""
+_NATURAL = (3, 32, 32)
 _WATCHED = 512  # samples of that distance
 _OWN_CLASSIFIER = 20_000  # items up to which the independent features may be a classifier trained for them
 
@@ -78,12 +81,19 @@ def tuning(
     shared: dict[str, Any] = {"codec": codec, "folder": folder, "device": devices.device, "features": features}
     with devices.agree():
         objective = make_mmd(
-            recipe, denoiser, prepared.training, processes=devices.share.size, listener=heard, **shared
+            recipe,
+            denoiser,
+            prepared.training,
+            processes=devices.share.size,
+            gather=devices.gather if devices.share.size > 1 else None,
+            listener=heard,
+            **shared,
         )
     if not devices.is_main:
         return objective, Publisher(folder, recipe, codec)
     judge = make_judge(recipe, prepared.training, prepared.held_out, listener=heard, **shared)
-    return objective, TunedPublisher(folder, recipe, codec, judge, all_labels(prepared.training))
+    conditions = real_conditions(prepared.training, denoiser.spec, _WATCHED)
+    return objective, TunedPublisher(folder, recipe, codec, judge, conditions)
 
 
 def make_mmd(
@@ -95,6 +105,7 @@ def make_mmd(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     processes: int = 1,
+    gather: Callable[[Tensor], Tensor] | None = None,
     listener: Listener = silent,
     features: Callable[[Tensor], Tensor] | None = None,
 ) -> MMDObjective:
@@ -108,6 +119,7 @@ def make_mmd(
         folder: The run's folder, where a classifier trained for the features is kept.
         device: Where features are computed.
         processes: Data-parallel processes, each of which compares its own rows.
+        gather: Returns the rows of all processes, for the queue.
         listener: Hears what is trained for the features.
         features: Features given by the caller, instead of those of the recipe.
 
@@ -119,6 +131,7 @@ def make_mmd(
     if not isinstance(denoiser, Denoiser):
         raise ConfigError("MMD tuning takes denoisers, and this model is a flow map; tune the model it was made from.")
     check_tunable(denoiser)
+    samplers, guide = tuned_samplers(recipe, denoiser), _guide(recipe, denoiser, dataset)
     rows = recipe.train.batch_size // processes
     _check_rows(recipe, dataset, rows, processes)
     if features is None:
@@ -134,17 +147,31 @@ def make_mmd(
     _tell_conditions(denoiser, dataset, classes, options, listener)
     return MMDObjective(
         own,
-        tuned_samplers(recipe, denoiser),
+        samplers,
         width=own.width,
         kernel=options.kernel,
         queue=options.queue,
         classes=classes,
         joint=options.joint,
-        guide=_guide(recipe, denoiser),
+        guide=guide,
         drop=options.drop,
         dropout=options.dropout,
         checkpoint=options.checkpoint,
+        gather=gather,
     )
+
+
+def check_tuning(recipe: Recipe, denoiser: Denoiser, dataset: Dataset) -> None:
+    """Refuse what cannot be tuned, as far as that is known before anything is read, trained or written.
+
+    Raises:
+        ConfigError: See `make_mmd`.
+    """
+    assert isinstance(recipe.objective, MMDOptions)
+    check_tunable(denoiser)
+    check_name(recipe.objective.features)
+    tuned_samplers(recipe, denoiser)
+    _guide(recipe, denoiser, dataset)
 
 
 def tuned_samplers(recipe: Recipe, denoiser: Denoiser) -> list[Sampler]:
@@ -195,7 +222,8 @@ def make_judge(
     """Return what judges a tuning: the features of its loss, and others that it never sees.
 
     The others are those of a classifier (the shipped one, or one trained on the labels with another seed), or of a
-    random convolutional network where there are no labels, or the values themselves where the data are no images.
+    random convolutional network where there are no labels, or the values themselves where the data are no images. Of
+    images the checkpoint is chosen by features of a third kind or seed, so that the figures do not judge themselves.
     """
     options, seed = recipe.objective, recipe.train.seed
     assert isinstance(options, MMDOptions)
@@ -209,8 +237,13 @@ def make_judge(
     name = _independent(options.features if features is None else "", training, codec)
     other = make_features(name, training, folder=place, seed=seed + 1, **given)
     unseen = None if held_out is None else all_items(held_out)
+    choosing = None
+    if name != "pixels":
+        shipped = name == "classifier" and (training.spec if codec is None else codec.data).shape == _NATURAL
+        place = folder / "features-choosing" if folder is not None else None
+        choosing = make_features("random" if shipped else name, training, folder=place, seed=seed + 2, **given)
     bounded = codec is None and training.spec.range is not None
-    return Judge(all_items(training), unseen, own, other, bounded=bounded, device=device)
+    return Judge(all_items(training), unseen, own, other, choosing=choosing, bounded=bounded, device=device)
 
 
 def _independent(tuned_on: str, dataset: Dataset, codec: Codec | None) -> str:
@@ -218,7 +251,7 @@ def _independent(tuned_on: str, dataset: Dataset, codec: Codec | None) -> str:
     spec: DataSpec = dataset.spec if codec is None else codec.data
     if spec.kind != "image":
         return "pixels"
-    natural = spec.shape == (3, 32, 32)
+    natural = spec.shape == _NATURAL
     if natural and tuned_on.partition(":")[0] != "classifier":
         return "classifier"
     small = len(spec.classes) > 1 and len(dataset) <= _OWN_CLASSIFIER
@@ -226,29 +259,30 @@ def _independent(tuned_on: str, dataset: Dataset, codec: Codec | None) -> str:
 
 
 class TunedPublisher(Publisher):
-    """Writes the model of a tuning where it is the best so far, by a distance in features that it is not tuned on.
+    """Writes the model of a tuning where it is the best so far, by the judge's features for choosing.
 
     Args:
         folder: The run's folder.
         recipe: Its recipe.
         codec: What made the latents that it trains on.
         judge: Measures the distance.
-        labels: Labels of real items, whose proportions the samples take.
+        conditions: Of real items, which the samples are given.
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, codec: Codec | None, judge: Judge, labels: Tensor | None = None
+        self, folder: Path, recipe: Recipe, codec: Codec | None, judge: Judge, conditions: Fitted | None = None
     ) -> None:
         super().__init__(folder, recipe, codec)
-        self.judge, self.labels = judge, labels
+        self.judge, self.conditions = judge, conditions
 
     def model(self, denoiser: Trained, step: int) -> None:
         """Measure the model, and write it where it is better than all before it."""
         model = self._wrap(denoiser, step)
-        value = self.judge.distance(draw(model, _WATCHED, 0, self.labels))
+        guidance = guidance_arguments(self.recipe)
+        value = self.judge.choosing_distance(draw(model, _WATCHED, 0, self.conditions, **guidance).x)
         rows = [row for row in read_monitor(self.folder) if row["step"] < step]
         if not rows or value < min(row["distance"] for row in rows):
-            model.info["independent_distance"] = value
+            model.info["choosing_distance"] = value
             model.save(self.folder)
         text = json.dumps([*rows, {"step": step, "distance": value}], indent=1) + "\n"
         write_text(self.folder / MONITOR, text)
@@ -316,7 +350,20 @@ def _tell_conditions(
         listener(Message("train", text, "warning"))
 
 
-def _guide(recipe: Recipe, denoiser: Denoiser) -> Callable[[Denoiser], Denoiser] | None:
+def guidance_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Return the guidance of a recipe as arguments of `Model.sample_result`, which then takes no defaults."""
+    chosen = recipe.sample
+    if chosen.guidance == 1:
+        return {"guidance": 1.0}
+    interval = chosen.guidance_interval or (0.0, math.inf)
+    return {
+        "guidance": chosen.guidance,
+        "guidance_interval": (interval[0], interval[1]),
+        "guidance_rescale": chosen.guidance_rescale,
+    }
+
+
+def _guide(recipe: Recipe, denoiser: Denoiser, dataset: Dataset) -> Callable[[Denoiser], Denoiser] | None:
     """Return what puts the recipe's guidance around the denoiser; None for none."""
     chosen = recipe.sample
     if getattr(chosen, "threshold", None):
@@ -325,6 +372,12 @@ def _guide(recipe: Recipe, denoiser: Denoiser) -> Callable[[Denoiser], Denoiser]
         return None
     if denoiser.spec is None or not denoiser.spec.conditions.keys() - denoiser.spec.kept_conditions:
         raise ConfigError(f"sample.guidance={chosen.guidance:g} needs a model with conditions, such as labels; use 1.")
+    shared = denoiser.spec.conditions.keys() & dataset.spec.conditions.keys()
+    if not shared - denoiser.spec.kept_conditions:
+        raise ConfigError(
+            f"sample.guidance={chosen.guidance:g} needs the model's conditions, and the data lack "
+            f"{', '.join(sorted(denoiser.spec.conditions))}; give data that have them, or use 1."
+        )
     return lambda asked: ClassifierFreeGuidance(
         asked, chosen.guidance, interval=chosen.guidance_interval, rescale=chosen.guidance_rescale
     )

@@ -87,8 +87,8 @@ def make_features(
         ConfigError: The name is unknown or lacks its place, or the features do not fit the data.
         CheckpointError: There is no such network.
     """
+    check_name(name)
     kind, _, place = name.partition(":")
-    _check_name(name, kind, place)
     spec = dataset.spec if codec is None else codec.data
     if kind == "pixels":
         what = "latents" if codec is not None else "pixels" if spec.kind == "image" else "values"
@@ -182,7 +182,13 @@ class _Decoded:
         return batch if self.codec is None else {**batch, "x": self.codec.decode(batch["x"])}
 
 
-def _check_name(name: str, kind: str, place: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse names of features that do not exist, lack their place or have one too many.
+
+    Raises:
+        ConfigError: It is such a name.
+    """
+    kind, _, place = name.partition(":")
     if kind not in FEATURES:
         raise ConfigError(
             f"features={name} are unknown; choose among {', '.join(FEATURES)}.{did_you_mean(kind, FEATURES)}"

@@ -1,10 +1,10 @@
-"""What tuned samples are judged by: features that were tuned on, features that were not, pixels, spread, copies."""
+"""What tuned samples are judged by, features that were not tuned on foremost; and the best sampler without tuning."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,30 @@ import torch
 from torch import Tensor
 
 from undiffuse.data import Dataset
+from undiffuse.denoisers.base import Denoiser
 from undiffuse.distillation.mmd_features import Features
-from undiffuse.errors import PlanError
+from undiffuse.errors import ConfigError, NotFiniteError, PlanError
 from undiffuse.metrics.energy import energy_distance
 from undiffuse.metrics.frechet import frechet_distance
 from undiffuse.metrics.neighbours import memorisation
 from undiffuse.models import Model
-from undiffuse.models.conditions import class_turns
+from undiffuse.models.conditions import Fitted, class_turns, fit_conditions
+from undiffuse.models.guided import read_guidance
 from undiffuse.noise import permutation
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
-from undiffuse.sampling.registry import SOLVERS, make_solver
+from undiffuse.sampling.catalogue import CATALOGUE
+from undiffuse.sampling.loop import SampleResult
+from undiffuse.sampling.registry import make_solver
+from undiffuse.sampling.solver import Solver
+from undiffuse.spec import DataSpec
 
 GRIDS = ("t", "logsnr", "karras")
 """Grids among which the best untuned sampler is looked for."""
-USUAL = ("ddim", "heun", "dpm++2m", "unipc2", "unipc-2", "unipc")
-"""Solvers among which it is looked for, as far as there are such."""
+SEARCHED = tuple(name for name, facts in CATALOGUE.items() if facts.is_ode and not facts.makes_times)
+"""Solvers among which it is looked for: all that are deterministic and take a grid."""
 _CHUNK = 256
+_FEWEST, _SHORT_LIST = 64, 6  # samples of the first round of the search, and candidates of the second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,8 @@ class Judge:
         held_out: Real items that were not, (M, *shape); None where there are none.
         tuned_on: The features of the tuning.
         independent: Other features.
+        choosing: Features that checkpoints are chosen by; None: the independent ones, whose figures then say a little
+            too much good of the checkpoint chosen.
         bounded: Clip values to [-1, 1] first, as they are when shown.
         device: Where features are computed.
     """
@@ -89,6 +98,7 @@ class Judge:
         tuned_on: Features,
         independent: Features,
         *,
+        choosing: Features | None = None,
         bounded: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -98,11 +108,12 @@ class Judge:
         self.device = torch.device(device)
         self.real_tuned_on = self._features(tuned_on, self.real)
         self.real_independent = self._features(independent, self.real)
+        self.choosing = independent if choosing is None else choosing
+        self.real_choosing = self.real_independent if choosing is None else self._features(choosing, self.real)
 
     def __call__(self, samples: Tensor) -> Figures:
         """Return the figures of samples (n, *shape) in the denoiser's units."""
-        x = samples.detach().cpu()
-        x = x.clamp(-1.0, 1.0) if self.bounded else x
+        x = self._shown(samples)
         found = self._features(self.independent, x)
         unseen = self.unseen
         return Figures(
@@ -122,9 +133,15 @@ class Judge:
 
     def distance(self, samples: Tensor) -> float:
         """Return the Frechet distance in independent features alone."""
+        return frechet_distance(self._features(self.independent, self._shown(samples)), self.real_independent)
+
+    def choosing_distance(self, samples: Tensor) -> float:
+        """Return the Frechet distance in the features that checkpoints are chosen by."""
+        return frechet_distance(self._features(self.choosing, self._shown(samples)), self.real_choosing)
+
+    def _shown(self, samples: Tensor) -> Tensor:
         x = samples.detach().cpu()
-        x = x.clamp(-1.0, 1.0) if self.bounded else x
-        return frechet_distance(self._features(self.independent, x), self.real_independent)
+        return x.clamp(-1.0, 1.0) if self.bounded else x
 
     @torch.no_grad()
     def _features(self, features: Features, x: Tensor) -> np.ndarray:
@@ -139,46 +156,76 @@ def all_items(dataset: Dataset, most: int = 10_000) -> Tensor:
     return torch.cat([dataset.batch(part)["x"] for part in rows.split(_CHUNK)])
 
 
-def all_labels(dataset: Dataset) -> Tensor | None:
-    """Return the label of each item, int64 (N,), in a mixed order; None where there are none or too many to read."""
-    if "label" not in dataset.spec.conditions or getattr(dataset, "endless", False):
-        return None
-    found = getattr(dataset, "class_labels", lambda: None)()
-    return None if found is None else found.cpu()[permutation(0, 0, len(found))]
+def real_conditions(dataset: Dataset, spec: DataSpec | None, most: int) -> Fitted:
+    """Return the conditions of up to `most` items in a mixed order, as the denoiser of `spec` takes them; none without.
+
+    Conditions that only the data or only the denoiser have are left out.
+    """
+    shared = [] if spec is None else [name for name in dataset.spec.conditions if name in spec.conditions]
+    if not shared:
+        return Fitted()
+    count = len(dataset)
+    endless = getattr(dataset, "endless", False)
+    rows = torch.arange(min(count, most)) if endless else permutation(0, 0, count)[:most]
+    parts = [dataset.batch(part)["cond"] for part in rows.split(_CHUNK)]
+    return Fitted((name, torch.cat([part[name] for part in parts]).cpu()) for name in shared)
 
 
-def draw(model: Model, n: int, seed: int, labels: Tensor | None = None, **sampler: Any) -> Tensor:
-    """Return samples (n, *shape) in the denoiser's units, of the labels of real items, or of all classes in turn."""
-    cond: dict[str, Any] = dict(class_turns(model.spec, n))
-    if labels is not None and "label" in cond:
-        cond["label"] = labels[torch.arange(n) % len(labels)]
-    return model.sample_result(n, seed=seed, cond=cond or None, **sampler).x
+def draw(model: Model, n: int, seed: int, conditions: Fitted | None = None, **sampling: Any) -> SampleResult:
+    """Return samples (n, *shape) in the denoiser's units, of conditions of real items.
+
+    Labels that are not given take turns.
+
+    Args:
+        model: Any model.
+        n: How many.
+        seed: Of the noise.
+        conditions: Of real items, any number; repeated where they are fewer than `n`.
+        sampling: Sampler and guidance, as `Model.sample_result` takes them.
+    """
+    cond = fit_conditions(class_turns(model.spec, n), n, model.state_spec, model.device)
+    for name, rows in (conditions or {}).items():
+        cond[name] = rows[torch.arange(n) % len(rows)].to(model.device)
+    return model.sample_result(n, seed=seed, cond=cond or None, **sampling)
 
 
-def samplers_of(model: Model, calls: int, names: tuple[str, ...] | None = None) -> Iterator[SamplerChoice]:
-    """Yield the deterministic samplers that make exactly `calls` evaluations of the network: solvers x `GRIDS`.
+def samplers_of(
+    model: Model, calls: int, names: Sequence[str] | None = None, **guidance: Any
+) -> Iterator[SamplerChoice]:
+    """Yield solvers x `GRIDS`, each with the most steps that make at most `calls` evaluations of the network.
 
     Args:
         model: A continuous model.
-        calls: Evaluations per sample.
-        names: Solvers to look at, as far as there are such; None takes all.
+        calls: Evaluations per sample, those for guidance included.
+        names: Solvers; None takes `SEARCHED`.
+        guidance: Guidance of the sampling, as `Model.sample_result` takes it.
+
+    Raises:
+        ValueError: There is no solver of a name.
     """
     process = model.denoiser.process
     assert isinstance(process, GaussianProcess)
-    for name in SOLVERS:
-        if names is not None and name not in names:
-            continue
+    asked = read_guidance(model, 1, Fitted(), **({"guidance": 1.0} | guidance)).wrap(model.denoiser)
+    one_step = True  # to clean data every solver makes the same single step, so it is tried once for all
+    for name in SEARCHED if names is None else names:
         solver = make_solver(name)
-        if solver.discrete or solver.draws_times or solver.stochastic:
-            continue
         for grid in GRIDS:
-            for steps in range(1, calls + 1):
-                try:
-                    plan = solver.plan(process, make_grid(process.schedule, steps, grid))  # type: ignore[arg-type]
-                except (PlanError, ValueError, NotImplementedError):
-                    break  # it needs more than a grid, such as a variance head, and is no candidate
-                if plan.evaluations == calls:
-                    yield SamplerChoice(name, steps, grid)
+            steps = _most_steps(solver, process, grid, calls, asked)
+            if steps > 1 or (steps and one_step):
+                one_step = one_step and steps > 1
+                yield SamplerChoice(name, steps, grid)
+
+
+def _most_steps(solver: Solver, process: GaussianProcess, grid: Any, calls: int, asked: Denoiser) -> int:
+    """Return the most steps of at most `calls` evaluations; 0 where one step takes more."""
+    for steps in range(calls, 0, -1):
+        try:
+            plan = solver.plan(process, make_grid(process.schedule, steps, grid))
+        except (PlanError, ValueError):  # a table of noise levels has too few of them for so many steps
+            continue
+        if sum(asked.calls(stage.t) for stage in plan.stages) <= calls:
+            return steps
+    return 0
 
 
 def best_untuned(
@@ -188,21 +235,43 @@ def best_untuned(
     *,
     n: int = 512,
     seed: int = 0,
-    labels: Tensor | None = None,
-    names: tuple[str, ...] | None = USUAL,
+    conditions: Fitted | None = None,
+    names: Sequence[str] | None = None,
+    **guidance: Any,
 ) -> SamplerChoice:
-    """Return the sampler whose samples, at `calls` evaluations each, are nearest to real items in independent features.
+    """Return the sampler of at most `calls` evaluations whose samples are nearest to real items, independent features.
+
+    All are tried with a quarter of the samples, and the best of them again with all, from the same noise. The features
+    are those that are reported, which favours the untuned model.
 
     Args:
         model: The untuned model.
-        calls: Evaluations per sample.
+        calls: Evaluations per sample, those for guidance included.
         judge: Has the real items.
         n: Samples per candidate.
         seed: Their seed.
-        labels: Labels of real items, for conditional models.
-        names: Solvers to look at; None takes all.
+        conditions: Of real items, for conditional models.
+        names: Solvers to look at; None takes `SEARCHED`.
+        guidance: Guidance of the sampling, as `Model.sample_result` takes it.
+
+    Raises:
+        ConfigError: No solver makes so few evaluations.
+        ValueError: There is no solver of a name.
     """
-    found: dict[SamplerChoice, float] = {}
-    for choice in samplers_of(model, calls, names):
-        found[choice] = judge.distance(draw(model, n, seed, labels, guidance=1.0, **choice.arguments()))
-    return min(found, key=lambda choice: found[choice])
+
+    def distance(choice: SamplerChoice, count: int) -> float:
+        try:
+            found = draw(model, count, seed, conditions, **choice.arguments(), **guidance)
+        except NotFiniteError:
+            return math.inf
+        return judge.distance(found.x)
+
+    choices = list(samplers_of(model, calls, names, **guidance))
+    if not choices:
+        raise ConfigError(f"no solver makes a sample in {calls} evaluation(s); give more, or less guidance.")
+    few = max(n // 4, min(n, _FEWEST))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Frechet distance")  # few samples rank candidates, and report nothing
+        first = {choice: distance(choice, few) for choice in choices}
+        short_list = sorted(first, key=lambda choice: first[choice])[:_SHORT_LIST]
+        return min(short_list, key=lambda choice: distance(choice, n))

@@ -47,6 +47,16 @@ class FlowMapObjective(Objective):
         super().__init__(drop)
         self._frozen = (freeze(teacher),)  # inside a tuple, where modules do not look: it is not saved
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+        self._counted: tuple[Tensor | None, int, int] = (None, 0, 0)  # the buffer, its version, its value
+
+    @property
+    def steps_done(self) -> int:
+        """`done` as a number; it waits for the device only where others wrote the buffer, as a checkpoint does."""
+        buffer, version, value = self._counted
+        if buffer is not self.done or version != self.done._version:
+            value = int(self.done)
+            self._counted = (self.done, self.done._version, value)
+        return value
 
     @property
     def teacher(self) -> Denoiser | FlowMap | None:
@@ -77,6 +87,7 @@ class FlowMapObjective(Objective):
     def after_step(self, denoiser: FlowMap, step: int) -> None:
         """Count."""
         self.done.fill_(step)
+        self._counted = (self.done, self.done._version, step)
 
 
 def freeze(held: Denoiser | FlowMap | None) -> Denoiser | FlowMap | None:

@@ -41,6 +41,16 @@ class FlowMapOptions:
         """Whether `guidance` is that of the teacher's answers; else the method guides itself."""
         return True
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether the loss follows the number of steps of the run, so that a run that has begun keeps its length."""
+        return False
+
+    @property
+    def default_steps(self) -> int:
+        """Jumps that a student makes unless told otherwise."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveOptions(FlowMapOptions):
@@ -65,6 +75,16 @@ class ProgressiveOptions(FlowMapOptions):
     def rounds(self) -> int:
         """Number of halvings."""
         return (self.first_steps // self.last_steps).bit_length() - 1
+
+    @property
+    def follows_length(self) -> bool:
+        """Rounds share the steps out."""
+        return self.rounds > 1
+
+    @property
+    def default_steps(self) -> int:
+        """Those of the last round."""
+        return self.last_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +128,11 @@ class ConsistencyOptions(FlowMapOptions):
         low = usual[0] if self.first_levels is None else self.first_levels
         return low, max(low, usual[1]) if self.last_levels is None else self.last_levels
 
+    @property
+    def follows_length(self) -> bool:
+        """The number of levels rises over the run."""
+        return self.levels[0] < self.levels[1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SCMOptions(FlowMapOptions):
@@ -126,6 +151,11 @@ class SCMOptions(FlowMapOptions):
             raise ValueError(f"time_std={self.time_std} must be positive.")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup={self.warmup} is a share of the steps and must lie in [0, 1].")
+
+    @property
+    def follows_length(self) -> bool:
+        """The fading-in is a share of the steps."""
+        return self.warmup > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +263,11 @@ class DMDOptions(FlowMapOptions):
             raise ValueError(f"fake_lr={self.fake_lr} must be positive.")
         if not 0 < self.time_low < self.time_high < 1:
             raise ValueError(f"time_low={self.time_low} and time_high={self.time_high} must rise inside (0, 1).")
+
+    @property
+    def default_steps(self) -> int:
+        """The jumps that it is trained for."""
+        return self.jumps
 
 
 @dataclass(frozen=True, kw_only=True)

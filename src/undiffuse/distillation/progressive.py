@@ -66,7 +66,7 @@ class Progressive(FlowMapObjective):
 
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the weighted error of the mean with which one step lands where two of the teacher do."""
-        number = self.round_of(int(self.done))
+        number = self.round_of(self.steps_done)
         teacher = self.teacher if number == 0 and self.teacher is not None else self.last
         assert teacher is not None
         t, middle, s = self.times(corrupted.extras["u"][:, 0], number)

@@ -10,7 +10,7 @@ velocity whatever s is; so the student is a flow map whose jump is that step, an
 x_0, so its mean gives no score.
 
 Pairs are drawn when a batch is made, from its noise and conditions alone: nothing is stored, and a run that resumes
-draws the same. `reuse` rows of a batch share a pair at different times.
+draws the same. `reuse` rows of a batch share a pair at different times; of several processes, rows of one.
 
 Source: Liu et al. 2023, "Flow straight and fast", arXiv:2209.03003, algorithm 1, section 2.2, theorem 3.7 and
 equation 9 (straightness); principles, section 2.9.
@@ -29,7 +29,7 @@ from undiffuse.denoisers.base import Denoiser, Wrapper
 from undiffuse.denoisers.flow_map import FlowMap, Spans
 from undiffuse.distillation.objective import FlowMapObjective, embed, gaussian
 from undiffuse.distillation.options import ReflowOptions
-from undiffuse.distillation.shares import spread
+from undiffuse.distillation.shares import spread_uniforms
 from undiffuse.distillation.velocities import sample_velocity, scaled_error, velocity_of
 from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise, NoiseSource
@@ -68,14 +68,15 @@ class Reflow(FlowMapObjective):
         asked = [made.take(part) for part in leaders.split(max(batch_size, _ROWS))]
         x0 = torch.cat([follow_path(self.teacher, one, self.options.teacher_steps) for one in asked])
         shared = made.take(leaders[place])
-        extras = {"eps": shared.extras["eps"], "u": made.extras["u"]}
+        times = spread_uniforms(noise, batch_size)  # the rows that share a pair far from each other
+        extras = {"eps": shared.extras["eps"], "u": torch.stack((times, made.extras["u"][:, 1]), dim=1)}
         return replace(shared, x=x0[place], target=x0[place], t=made.t, extras=extras)
 
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the squared error of the average velocity along the lines of the pairs."""
         process, eps = denoiser.process, corrupted.extras["eps"]
         u, low = corrupted.extras["u"], process.schedule.t_min
-        t = 1 - (1 - low) * spread(u[:, 0])  # the rows that share a pair far from each other
+        t = 1 - (1 - low) * u[:, 0]
         s = t * u[:, 1]
         x = process.corrupt(corrupted.x, t, eps)
         line = (x - process.corrupt(corrupted.x, s, eps)) / align(t - s, x).to(x.dtype)

@@ -14,6 +14,7 @@ principles, section 2.8.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +24,9 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.flow_map import FlowMap, Spans, step_rule
 from undiffuse.distillation.objective import FlowMapObjective, embed, follow, freeze
 from undiffuse.distillation.options import ShortcutOptions
-from undiffuse.distillation.shares import first_rows, spread
+from undiffuse.distillation.shares import PAIR, choose_rows, join_rows, split_rows, take_rows
 from undiffuse.distillation.velocities import sample_velocity, scaled_error, velocity_of
+from undiffuse.noise import NoiseSource
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.times import align
 from undiffuse.training.objectives import Corrupted, Losses, mean_over_items
@@ -50,26 +52,34 @@ class Shortcut(FlowMapObjective):
         self.options = options
         self.target = freeze(copy.deepcopy(student)) if options.target_decay else None
 
+    def prepare(self, denoiser: FlowMap, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
+        """Draw noise and uniforms, and choose the rows that learn jumps."""
+        made = super().prepare(denoiser, batch, noise, batch_size)
+        return replace(
+            made, extras=made.extras | {PAIR: choose_rows(self.options.share, noise, len(made.x), batch_size)}
+        )
+
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the squared error of the average velocity over jumps and on the diagonal."""
-        process = denoiser.process
-        jumps = first_rows(self.options.share, len(corrupted.x))
-        t, s = self.times(process.schedule, corrupted.extras["u"], jumps)
+        process, chosen = denoiser.process, split_rows(corrupted)
+        jumps, rest = chosen
+        t, s = self.times(process.schedule, corrupted.extras["u"], chosen)
         x = process.corrupt(corrupted.x, t, corrupted.extras["eps"])
         with torch.no_grad():
-            head = self._landed(denoiser, corrupted.rows(0, jumps), x[:jumps], t[:jumps], s[:jumps])
-            tail = self._velocity(denoiser, corrupted.rows(jumps, len(x)), x[jumps:], t[jumps:])
+            landed = self._landed(denoiser, take_rows(corrupted, jumps), x[jumps], t[jumps], s[jumps])
+            velocity = self._velocity(denoiser, take_rows(corrupted, rest), x[rest], t[rest])
         found = denoiser.average_velocity(x, t, s, embed(denoiser, corrupted))
-        error = scaled_error(process, found - torch.cat((head, tail)), t)
+        error = scaled_error(process, found - join_rows(chosen, landed, velocity), t)
         return Losses(mean_over_items(error.square()), _level(process.schedule, t))
 
-    def times(self, schedule: Schedule, u: Tensor, jumps: int) -> tuple[Tensor, Tensor]:
-        """Return (t, s) float64 (B,) from uniforms (B, 2): steps of a coarse grid, then times of the diagonal."""
-        place = spread(u[:, 0])
-        count = 2.0 ** torch.floor(u[:jumps, 1] * (self.options.finest.bit_length() - 1))
-        first = torch.floor(place[:jumps] * count)
-        diagonal = UniformTimes(schedule)(place[jumps:]).t
-        return torch.cat((1 - first / count, diagonal)), torch.cat((1 - (first + 1) / count, diagonal))
+    def times(self, schedule: Schedule, u: Tensor, chosen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (t, s) float64 (B,) from uniforms (B, 2): steps of a coarse grid, else times of the diagonal."""
+        jumps, rest = chosen
+        count = 2.0 ** torch.floor(u[jumps, 1] * (self.options.finest.bit_length() - 1))
+        first = torch.floor(u[jumps, 0] * count)
+        diagonal = UniformTimes(schedule)(u[rest, 0]).t
+        t, s = (join_rows(chosen, 1 - place / count, diagonal) for place in (first, first + 1))
+        return t, s
 
     def after_step(self, denoiser: FlowMap, step: int) -> None:
         """Let the target follow."""

@@ -11,6 +11,7 @@ import torch
 
 from undiffuse.data import Dataset
 from undiffuse.distillation.mmd_options import MMDOptions
+from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models import Model
@@ -85,5 +86,10 @@ def _measure(recipe: Recipe, dataset: Dataset, model: Model, items: int, device:
         held_out = encode_data(model.codec, held_out, device, silent)
     if isinstance(recipe.objective, MMDOptions):
         raise DataError("objective=mmd has no loss on held-out items, so there is nothing to compare widths by.")
+    if isinstance(recipe.objective, FlowMapOptions):
+        raise DataError(
+            f"the loss of objective={recipe.objective.kind} depends on what the run has learned beside its model, such "
+            f"as targets and rounds, so it does not compare widths; draw samples of each and undiffuse evaluate them."
+        )
     objective = make_objective(recipe.objective, model.module, recipe.train.steps)
     return Validation(objective.to(device), held_out, items=items, device=device)

@@ -16,14 +16,8 @@ from undiffuse.training.objectives import Trained
 _VARIANCE = "backbone.variance"  # a head that a student does not need
 
 
-@torch.no_grad()
 def start_from(denoiser: Trained, name: str) -> None:
-    """Copy the weights of a model into a new denoiser of the same network and prediction.
-
-    A flow map may start from a denoiser: it is then, at first, its DDIM steps.
-
-    A video network with temporal attention may start from an image model: it is then, at first, that model frame by
-    frame.
+    """Copy the weights of a model into a new denoiser; see `take_weights`.
 
     Args:
         denoiser: Changed in place.
@@ -32,7 +26,27 @@ def start_from(denoiser: Trained, name: str) -> None:
     Raises:
         CheckpointError: There is no such model, or its network is another.
     """
-    model = load(name).module
+    take_weights(denoiser, load(name).module, name)
+
+
+@torch.no_grad()
+def take_weights(denoiser: Trained, model: Trained, name: str) -> None:
+    """Copy the weights of one denoiser into a new one of the same network and prediction, its variance head left out
+    where the new one has none.
+
+    A flow map may start from a denoiser: it is then, at first, its DDIM steps.
+
+    A video network with temporal attention may start from an image model: it is then, at first, that model frame by
+    frame.
+
+    Args:
+        denoiser: Changed in place.
+        model: What has the weights.
+        name: Where it is from, for errors.
+
+    Raises:
+        CheckpointError: Its network is another.
+    """
     if isinstance(denoiser, NetworkFlowMap) and not isinstance(model, FlowMap):
         _check_schedule(model, denoiser, name)
         denoiser = denoiser.denoiser
@@ -58,7 +72,8 @@ def start_from(denoiser: Trained, name: str) -> None:
 
 def _check_schedule(model: Trained, denoiser: NetworkFlowMap, name: str) -> None:
     """A flow map is to start as its teacher; other denoisers may start from a network that meant something else."""
-    if model.process != denoiser.process and denoiser.prediction not in SCHEDULE_FREE:
+    schedules = [getattr(held.process, "schedule", None) for held in (model, denoiser)]
+    if schedules[0] != schedules[1] and denoiser.prediction not in SCHEDULE_FREE:
         raise CheckpointError(
             f"train.init={name} predicts {denoiser.prediction} on another schedule, where that means something else; "
             f"set process.schedule to its own."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from undiffuse.config import dump_yaml, load_yaml, resolve
+from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.files import write_whole
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoint_step, checkpoints_in, disk_errors
@@ -49,8 +50,8 @@ def bind_recipe(folder: Path, recipe: Recipe) -> str | None:
     start. Returns a line that says so, or None.
 
     Raises:
-        ConfigError: The folder holds a run of another recipe, whose differing keys are named, or one that has made more
-            steps.
+        ConfigError: The folder holds a run of another recipe, whose differing keys are named, one that has made more
+            steps, or one whose loss follows its length.
     """
     path, reached = folder / "recipe.yaml", checkpoints_in(folder / CHECKPOINTS)
     changed_length = None
@@ -63,9 +64,21 @@ def bind_recipe(folder: Path, recipe: Recipe) -> str | None:
                 f"with it, or choose another out folder; there train.init={folder} begins with its weights, for other "
                 f"settings."
             )
+        _check_length(folder, steps, recipe)
         changed_length = _change_length(folder, steps, recipe.train.steps, checkpoint_step(reached[-1]))
     write_text(path, dump_yaml(recipe))
     return changed_length
+
+
+def _check_length(folder: Path, old: int, recipe: Recipe) -> None:
+    """Refuse another length where what is learned at a step depends on it: the plan would jump back or ahead."""
+    objective = recipe.objective
+    if recipe.train.steps != old and isinstance(objective, FlowMapOptions) and objective.follows_length:
+        raise ConfigError(
+            f"{folder} holds a run of {old} steps, and what objective={objective.kind} learns at each of them follows "
+            f"that number, so train.steps={recipe.train.steps} cannot take its place. Give {old} to go on with it, or "
+            f"choose another out folder; with undiffuse train, train.init={folder} begins there with its weights."
+        )
 
 
 def _change_length(folder: Path, old: int, new: int, done: int) -> str | None:

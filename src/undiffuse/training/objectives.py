@@ -75,7 +75,7 @@ class Objective(nn.Module, ABC):
     """A loss for a kind of process. A module, because it may keep running figures as buffers, and networks of its own.
 
     Both are saved with a run. What must not be saved again, such as a frozen teacher, is kept out of `state_dict`; see
-    `undiffuse.distillation.teacher`. An objective trains a `Denoiser`, or a `FlowMap` where it says so.
+    `undiffuse.distillation.objective`. An objective trains a `Denoiser`, or a `FlowMap` where it says so.
 
     Args:
         drop: Probability that a row's condition is replaced by its null.

@@ -14,6 +14,7 @@ from undiffuse.codecs.codec import Codec
 from undiffuse.config import to_dict
 from undiffuse.data.text import decode_text
 from undiffuse.denoisers.flow_map import FlowMap
+from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.images import curves, film_strips, image_grid, movie_grid, slices, write_image, write_movie
 from undiffuse.models import Model
 from undiffuse.models.conditions import class_turns
@@ -86,7 +87,7 @@ class Publisher:
     def _wrap(self, denoiser: Trained, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}
         if isinstance(denoiser, FlowMap):
-            steps = getattr(self.recipe.objective, "last_steps", 1)
+            steps = self.recipe.objective.default_steps if isinstance(self.recipe.objective, FlowMapOptions) else 1
             chosen = {"solver": default_solver(denoiser), "steps": steps, "grid": "t"} | chosen
         assert denoiser.spec is not None
         made_by = {

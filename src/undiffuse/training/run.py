@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +132,7 @@ def train_from(
     out: str | Path,
     codec: Codec | None = None,
     listener: Listener = silent,
+    fill: Callable[[Path], None] | None = None,
     **given: Any,
 ) -> Run:
     """Train a denoiser that exists already, on data that are open already, or go on with such a run.
@@ -143,6 +144,8 @@ def train_from(
         out: The run's folder.
         codec: The codec of the denoiser, trained.
         listener: Hears about progress.
+        fill: Puts into the folder what the run needs there; called by the main process, once the folder is ours and
+            the recipe fits what is in it.
         given: What the objective is given beside the recipe; see `undiffuse.distillation.mmd_build.make_mmd`.
 
     Raises:
@@ -154,7 +157,7 @@ def train_from(
         folder = _claim(Path(out), devices, held)
         with devices.agree():
             devices.check_batch(recipe.train)
-        return _carry_out(folder, recipe, dataset, devices, listener, codec, denoiser, **given)
+        return _carry_out(folder, recipe, dataset, devices, listener, codec, denoiser, fill, **given)
 
 
 def _carry_out(
@@ -165,12 +168,15 @@ def _carry_out(
     listener: Listener,
     codec: Codec | None = None,
     denoiser: Trained | None = None,
+    fill: Callable[[Path], None] | None = None,
     **given: Any,
 ) -> Run:
     """Prepare and make a run in a folder that is ours, with a codec and a denoiser that exist or are built here."""
     with devices.agree():
         prepared = prepare(recipe, dataset, devices.share.size, codec)
         changed_length = bind_recipe(folder, recipe) if devices.is_main else None
+        if fill is not None and devices.is_main:
+            fill(folder)
         if changed_length:
             listener(Message(_TASK, changed_length))
         _announce(folder, prepared, devices, listener)
