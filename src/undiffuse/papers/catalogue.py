@@ -39,7 +39,7 @@ PAPERS: dict[str, Paper] = {
         source="Lai, Song, Kim, Mitsufuji, Ermon 2025, arXiv:2510.21890",
         claim="Every solver converges at its order, the grid is worth more than the order, likelihoods are exact, "
         "and a flow map does in one call what a denoiser does in several.",
-        minutes=10,
+        minutes=14,
         location="undiffuse.papers.principles:reproduce",
     ),
     "mmd-ddm": Paper(

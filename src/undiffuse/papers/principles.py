@@ -95,7 +95,7 @@ def orders(quick: bool, seed: int) -> Part:
         errors = [_error(run.x, reference) for run in runs]
         found = _slope(errors[-2:] if quick else errors[1:], counts[-1] / counts[-2 if quick else 1])
         rows.append((label, *map(short, errors), f"{found:.2f}", f"{order:g}"))
-        curves.append(Curve(label, [run.nfe for run in runs], errors))
+        curves.append(Curve(label, [run.nfe for run in runs], errors, dashed=len(curves) >= 8))  # colours repeat
         asked = None if quick or label in _SLOW else 0.25
         measures.append(Measure(f"{label}: order off by", abs(found - order), unit="orders", asked=asked))
     return Part(
