@@ -47,7 +47,7 @@ PAPERS: dict[str, Paper] = {
         source="Aiello, Valsesia, Magli 2023, arXiv:2301.07969",
         claim="Minutes of fine-tuning through the sampler make samples of 3 or 5 calls better than those of the best "
         "untuned solver, and than more training.",
-        minutes=15,
+        minutes=30,
         location="undiffuse.papers.mmd_ddm:study",
     ),
 }
