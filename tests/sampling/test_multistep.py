@@ -12,9 +12,12 @@ from tests.oracles.continuous import normals, process_of, run, spec_mixture
 from undiffuse.denoisers.base import Wrapper
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
+from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid, pyramid
+from undiffuse.process.registry import make_schedule
 from undiffuse.process.times import Time
 from undiffuse.sampling.registry import SOLVERS, make_solver
+from undiffuse.sampling.solver import NOTHING
 
 NAMES = [
     "dpm++2m", "dpm++3m", "dpm-solver-2m", "dpm-solver-3m", "sde-dpm++1", "sde-dpm++2m", "sde-dpm++3m", "deis-2",
@@ -103,3 +106,19 @@ def test_the_end_is_differentiable_in_the_start(name: str) -> None:
 def test_wrong_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_solver(name, **options)
+
+
+def test_steps_can_be_mapped_over_what_the_denoiser_alone_knows() -> None:
+    """A sum written into the state would not take the axis that only the answers have."""
+    process = GaussianProcess(make_schedule("vp"))
+    solver = make_solver("dpm++2m")
+    stages = solver.plan(process, make_grid(process.schedule, 3)).stages  # type: ignore[attr-defined]
+
+    def end(weight: torch.Tensor) -> torch.Tensor:
+        x, memory = torch.ones(2, 2), NOTHING
+        for stage in stages:
+            x, memory = solver.step(stage, x, Posterior(weight * torch.ones(2, 2)), memory, None)
+        return x
+
+    weights = torch.tensor([0.5, -1.0, 2.0])
+    torch.testing.assert_close(torch.func.vmap(end)(weights), torch.stack([end(weight) for weight in weights]))

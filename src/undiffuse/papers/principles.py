@@ -89,7 +89,8 @@ def orders(quick: bool, seed: int) -> Part:
     start = _noise(seed, 16 if quick else _TRAJECTORIES)
     fine = _even(process.schedule, 300 if quick else _REFERENCE_STEPS, _LATEST)
     reference = _run(denoiser, make_solver("dpm-solver-3"), fine, start).x
-    rows, measures, curves = [], [], []
+    rows, measures = [], []
+    curves: list[Curve] = []
     for label, (solver, order) in _SOLVERS.items():
         runs = [_run(denoiser, solver, _even(process.schedule, n, _LATEST), start) for n in counts]
         errors = [_error(run.x, reference) for run in runs]

@@ -345,11 +345,6 @@ def plus(total: Tensor, factor: Coefficient, x: Tensor) -> Tensor:
     return torch.add(total, x, alpha=factor) if isinstance(factor, float) else total + factor * x
 
 
-def added(total: Tensor, factor: Coefficient, x: Tensor) -> Tensor:
-    """`plus`, written into `total` where the factor is a float: for sums that nobody else holds."""
-    return total.add_(x, alpha=factor) if isinstance(factor, float) else total + factor * x
-
-
 def _as_time(t: Time, other: Time) -> Tensor:
     if isinstance(t, Tensor):
         return t.double()

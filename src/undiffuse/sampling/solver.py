@@ -18,7 +18,7 @@ from torch import Tensor
 from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.gaussian import GaussianProcess, added, plus, scaled
+from undiffuse.process.gaussian import GaussianProcess, plus, scaled
 from undiffuse.process.grids import check_grid
 from undiffuse.sampling.brownian import on_path, path_normal
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
@@ -174,13 +174,13 @@ class AffineSolver(Solver):
         means = (*met, *memory.past)
         moved = scaled(stage.state, x)
         for factor, mean in zip(stage.means[min(len(memory.past), len(stage.means) - 1)], means, strict=False):
-            moved = added(moved, factor, mean)
+            moved = plus(moved, factor, mean)
         if stage.start is not None:
             assert memory.start is not None
-            moved = added(moved, stage.start, memory.start)
+            moved = plus(moved, stage.start, memory.start)
         if z is not None:
             assert stage.noise is not None
-            moved = added(moved, stage.noise, z)
+            moved = plus(moved, stage.noise, z)
         if stage.frozen is not None:
             moved = torch.where(stage.frozen, x, moved)
         return moved, _remember(stage, x, kept, memory)
