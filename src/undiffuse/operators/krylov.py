@@ -1,0 +1,91 @@
+"""Conjugate gradients for a batch of symmetric systems, each row with its own step lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    *,
+    start: Tensor | None = None,
+    iterations: int = 50,
+    tol: float = 1e-6,
+) -> Tensor:
+    """Solve apply(x) = b for a symmetric positive (semi-)definite `apply`, row by row of the batch.
+
+    From zero it stays in the span of b, apply(b), ..., so for a singular system that has a solution it finds the one
+    of least norm. A row that has converged stands still while others go on.
+
+    Args:
+        apply: The matrix-vector product, (B, *) -> (B, *).
+        b: Right-hand sides, (B, *).
+        start: First guess, (B, *); zero by default.
+        iterations: Most iterations.
+        tol: Stops where every row's residual is below `tol` times the norm of its right-hand side; 0 never stops early
+            (nor waits for the device).
+
+    Source: Hestenes and Stiefel 1952.
+    """
+    x = torch.zeros_like(b) if start is None else start
+    residual = b if start is None else b - apply(start)
+    direction = residual
+    square = _dot(residual, residual)
+    target = tol * tol * _dot(b, b)
+    for _ in range(iterations):
+        if tol > 0 and bool((square <= target).all()):
+            break
+        product = apply(direction)
+        moving = (square > target) & (square > 0)
+        step = torch.where(moving, square / _safe(_dot(direction, product)), torch.zeros_like(square))
+        x = x + _over(step, x) * direction
+        residual = residual - _over(step, x) * product
+        after = _dot(residual, residual)
+        direction = residual + _over(after / _safe(square), x) * direction
+        square = torch.where(moving, after, square)
+    return x
+
+
+def largest_eigenvalue(apply: Callable[[Tensor], Tensor], start: Tensor, iterations: int = 80) -> float:
+    """Return the largest eigenvalue of a symmetric positive semi-definite `apply`, over all rows of the batch.
+
+    By Lanczos; directions that lose their orthogonality repeat eigenvalues, which does not move the largest.
+
+    Args:
+        apply: The matrix-vector product, (B, *) -> (B, *).
+        start: A random direction, (B, *).
+        iterations: Most iterations.
+    """
+    v, last = start / _over(_dot(start, start).sqrt(), start), torch.zeros_like(start)
+    diagonal, beside = [], []
+    off = torch.zeros_like(_dot(start, start))
+    for _ in range(min(iterations, start[0].numel())):
+        w = apply(v) - _over(off, v) * last
+        diagonal.append(_dot(w, v))
+        w = w - _over(diagonal[-1], v) * v
+        off = _dot(w, w).sqrt()
+        beside.append(off)
+        if not bool((off > 1e-13 * diagonal[0].abs()).any()):
+            break
+        last, v = v, w / _over(_safe(off), w)
+    matrix = torch.diag_embed(torch.stack(diagonal, -1))
+    if len(diagonal) > 1:
+        sides = torch.diag_embed(torch.stack(beside[:-1], -1), offset=1)
+        matrix = matrix + sides + sides.mT
+    return float(torch.linalg.eigvalsh(matrix).max().clamp_min(0))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _safe(value: Tensor) -> Tensor:
+    return torch.where(value == 0, torch.ones_like(value), value)
+
+
+def _over(row: Tensor, like: Tensor) -> Tensor:
+    return row.view(-1, *[1] * (like.ndim - 1))
