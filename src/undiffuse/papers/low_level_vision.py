@@ -1,0 +1,276 @@
+"""Low-level vision: all zero-shot solvers on one exact prior, at their best settings, beside the exact answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.mixture import MixtureDenoiser
+from undiffuse.events import Listener, silent
+from undiffuse.metrics.energy import sliced_wasserstein
+from undiffuse.metrics.restoration import psnr
+from undiffuse.models.model import Model
+from undiffuse.noise import KeyedNoise
+from undiffuse.operators.base import LinearOperator
+from undiffuse.operators.sensing import Matrix
+from undiffuse.papers.mri_volume import scans
+from undiffuse.papers.restoring import Bench, digits_bench, number, table
+from undiffuse.papers.study import Keep, Part, Study, drop, run_parts
+from undiffuse.papers.supervised_digits import supervised
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.registry import make_schedule
+from undiffuse.report.measures import Measure, machine_settings
+from undiffuse.report.restore_bench import spread_figure
+from undiffuse.spec import DataSpec
+from undiffuse.tasks.restore.bench import Trial
+from undiffuse.tasks.restore.bench_results import BenchRow
+from undiffuse.tasks.restore.exact import exact_posterior
+from undiffuse.tasks.restore.run import restore
+
+_QUIET, _LOUD = 0.05, 0.4  # model units
+_CASES = {
+    "inpaint .05": ("inpaint50", _QUIET),
+    "box .05": ("box4", _QUIET),
+    "sr2 .05": ("sr2", _QUIET),
+    "blur .05": ("blur1", _QUIET),
+    "inpaint .4": ("inpaint50", _LOUD),
+    "blur .4": ("blur1", _LOUD),
+}
+"""Head of a column -> operator and noise."""
+_Known = tuple[tuple[float, float] | None, ...]
+_PUBLISHED: dict[str, _Known] = {
+    "daps-moments": ((1.00, 0.05), (1.28, 0.13), (1.24, 0.16), (1.02, 0.01), (1.23, 0.11), (1.16, 0.17)),
+    "mmps": ((1.06, 0.05), (1.20, 0.12), (1.24, 0.20), (0.97, 0.00), (1.19, 0.09), (1.14, 0.16)),
+    "tmpd": ((1.01, 0.07), (1.03, 0.12), (1.21, 0.19), (1.00, 0.10), (0.96, 0.07), (0.91, 0.13)),
+    "pigdm": ((1.05, 0.13), (1.24, 0.33), (1.19, 0.36), (0.83, 0.06), (0.96, 0.12), (0.91, 0.10)),
+    "pigdm-step": ((0.76, 0.03), (0.81, 0.16), (0.98, 0.23), None, (0.53, 0.43), (0.52, 0.95)),
+    "dps": ((0.84, 0.04), (0.86, 0.13), (1.05, 0.24), (0.89, 0.13), (0.92, 0.42), (1.27, 0.45)),
+    "diffpir": ((1.06, 0.12), (1.48, 0.35), (1.27, 0.37), (0.91, 0.09), (1.06, 0.12), (1.00, 0.11)),
+    "dds": ((1.03, 0.06), (1.09, 0.19), (1.21, 0.38), (0.92, 0.10), (1.22, 0.63), (1.26, 0.61)),
+    "ddnm": ((0.99, 0.06), (1.01, 0.17), (1.01, 0.22), None, (0.45, 1.6), None),
+    "ddrm": ((1.04, 0.18), (1.54, 0.55), (1.24, 0.50), (0.69, 0.27), (0.72, 0.09), (1.07, 0.57)),
+    "daps": ((1.13, 0.11), (1.50, 0.43), (1.48, 0.39), (0.90, 0.01), (0.60, 1.2), None),
+    "repaint": ((0.75, 0.06), (1.20, 0.22), None, None, (0.40, 1.5), None),
+    "mcg": ((1.10, 0.21), (1.57, 0.29), None, None, (0.57, 1.3), None),
+    "ilvr": ((1.61, 0.57), (2.08, 0.76), (1.58, 0.76), None, (0.78, 1.4), None),
+    "red-diff-quality": (None,) * 6,
+}
+"""Method -> spread and energy distance that another implementation measured, by case; none where it failed."""
+_STEPS = {"daps-moments": 20, "red-diff-quality": 300}
+_NOISE_AWARE = ("daps-moments", "mmps", "tmpd", "pigdm", "diffpir", "ddrm")
+_Rows = dict[tuple[str, str], BenchRow]
+
+
+def reproduce(*, quick: bool = False, seed: int = 0, listener: Listener = silent, keep: Keep = drop) -> Study:
+    """Compute all tables; `quick` takes few images, samples and steps: to try it."""
+    bench = digits_bench(quick, seed)
+    found: _Rows = {}
+    parts: list[tuple[str, Callable[[], Part]]] = [
+        ("calibrated defaults", partial(defaults, bench, found, quick)),
+        ("what PSNR rewards", partial(lesson, bench, found, quick)),
+        ("which noise goes with a projection", partial(projections, bench, quick)),
+        ("two dimensions", partial(plane, seed, quick)),
+        ("a scan", partial(scans, seed, quick)),
+        ("trained for the task", partial(supervised, seed, quick)),
+    ]
+    settings = machine_settings(seed=seed, quick=quick, images=len(bench.clean), samples=bench.samples)
+    return run_parts("low-level-vision", parts, settings, listener, keep)
+
+
+def defaults(bench: Bench, found: _Rows, quick: bool) -> Part:
+    """All solvers on all cases; fills `found`."""
+    trials = {case: bench.trial(*given) for case, given in _CASES.items()}
+    cells = [("exact posterior", *(_pair(bench.exact(trial)) for trial in trials.values()))]
+    for method, known in _PUBLISHED.items():
+        line = [method]
+        for (case, trial), expected in zip(trials.items(), known, strict=True):
+            if expected is None and method != "red-diff-quality":
+                line.append("")  # fails there, by noise or by conditioning: shown as a failure in the text
+                continue
+            row = bench.row(trial, method, method, _few(_STEPS.get(method, 100), quick))
+            found[case, method] = row
+            line.append(_pair(row) + ("" if expected is None else f" ({expected[0]:.2f} / {expected[1]:.2f})"))
+        cells.append(tuple(line))
+    even = bench.row(trials["inpaint .05"], "mmps, grid t", "mmps", _few(100, quick), grid="t")
+    cells.append(("mmps, grid t", _pair(even), *[""] * (len(_CASES) - 1)))
+    return Part(
+        title="Calibrated defaults",
+        text="Digits, the exact mixture for a prior, each solver at its best settings: 100 steps, 20 levels for "
+        "daps-moments. Cells: variance of the samples over the exact one / energy distance to the exact posterior, and "
+        "in brackets what another implementation measured. 1 / 0 is perfect; distances below 0.05 mean nothing. "
+        "Methods that take y for exact are left out where it is noisy and A ill-conditioned: they fail there.",
+        columns=("solver", *_CASES),
+        rows=cells,
+        numeric=range(1, len(_CASES) + 1),
+        measures=(
+            Measure("mmps, grid t: spread off 1 by", abs((even.exact_spread or 0.0) - 1), "", _asked(0.05, quick)),
+            *_judged(trials, found, quick),
+        ),
+    )
+
+
+def _judged(trials: Mapping[str, Trial], found: _Rows, quick: bool) -> tuple[Measure, ...]:
+    quiet = [case for case in _CASES if case.endswith(".05")]
+    near = [_near(row, known) for (row, known) in _beside(found)]
+    mmps, daps = ([found[case, name].exact_spread or 0.0 for case in quiet] for name in ("mmps", "daps-moments"))
+    gains = [(row.psnr_mean or 0.0) - _rough(trials[case]) for (case, _), row in found.items()]
+    ratios = [row.residual_ratio or 0.0 for (_, method), row in found.items() if method in _NOISE_AWARE]
+    ddrm = found["inpaint .05", "ddrm"].exact_spread or 0.0
+
+    def asked(value: float) -> float | None:
+        return None if quick else value
+
+    return (
+        Measure("mmps: least spread of four operators", min(mmps), "", asked(0.8), "higher"),
+        Measure("mmps: largest spread", max(mmps), "", asked(1.3)),
+        Measure("daps-moments: least spread", min(daps), "", asked(0.9), "higher"),
+        Measure("daps-moments: largest spread", max(daps), "", asked(1.3)),
+        Measure("ddrm on inpainting: spread", ddrm, "", asked(0.9), "higher", note="0.45 where its noise is / sqrt(2)"),
+        Measure("least gain of a sample mean over A^+ y", min(gains), "dB", asked(2.0), "higher"),
+        Measure("noise-aware: least residual / noise", min(ratios), "", asked(0.5), "higher"),
+        Measure("noise-aware: largest residual / noise", max(ratios), "", asked(2.0)),
+        Measure(
+            "cells within 15 % of the other table's spread, or nearer to the exact posterior",
+            100 * sum(near) / len(near),
+            "%",
+            asked(90.0),
+            "higher",
+        ),
+    )
+
+
+def lesson(bench: Bench, found: _Rows, quick: bool) -> Part:
+    """PSNR of one sample against the spread."""
+    case = "inpaint .05"
+    trial = bench.trial(*_CASES[case])
+    exact = bench.exact(trial)
+    rows = sorted((row for (c, _), row in found.items() if c == case), key=lambda row: -(row.psnr or 0.0))
+    first, best = rows[0], min(rows, key=lambda row: row.energy if row.energy is not None else 9.0)
+    columns, cells, numeric = table([exact, *rows])
+    gain = (first.psnr or 0.0) - (exact.psnr or 0.0)
+    return Part(
+        title="What PSNR rewards",
+        text=f"Inpainting again, by PSNR of one sample. {first.method} leads, above a sample of the exact posterior: "
+        f"its spread is {number(first.exact_spread)}. The method nearest to the exact posterior is {best.method}. A "
+        "narrower law has a better single PSNR whatever it leaves out, so a spread belongs beside it; and a spread of "
+        "1 hides a wrong mean, so where the exact posterior is known its distance does too.",
+        columns=columns,
+        rows=cells,
+        numeric=numeric,
+        measures=(
+            Measure(
+                "PSNR of one: the first - a sample of the exact posterior", gain, "dB", _asked(0.0, quick), "higher"
+            ),
+            Measure("spread of the first", first.exact_spread, "", _asked(0.9, quick)),
+        ),
+        figure=spread_figure([exact, *rows]),
+        caption="Up is better by PSNR; on the line is honest.",
+    )
+
+
+def projections(bench: Bench, quick: bool) -> Part:
+    """DDNM with the network's own noise and with noise recomputed from the projected answer."""
+    trial = bench.trial("inpaint50", _QUIET)
+    steps = _few(100, quick)
+    rows = [bench.row(trial, f"ddnm, eps {eps}", "ddnm", steps, eps=eps) for eps in ("own", "new")]
+    columns, cells, numeric = table(rows)
+    ratio = (rows[0].exact_spread or 0.0) / (rows[1].exact_spread or 1.0)
+    return Part(
+        title="Which noise goes with a projection",
+        text="With noise recomputed from the projected answer, which is what a projection written as a denoiser does, "
+        "the measured part is frozen, and what is missing hears of it too late.",
+        columns=columns,
+        rows=cells,
+        numeric=numeric,
+        measures=(Measure("spread, own / new", ratio, "ratio", _asked(0.6, quick)),),
+    )
+
+
+def plane(seed: int, quick: bool) -> Part:
+    """An ambiguous measurement of a mixture in the plane: only particles get the weights of the modes right."""
+    model, prior = plane_prior()
+    count = 64 if quick else 2000
+    operator = Matrix((2,), torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+    y = torch.tensor([[0.5]], dtype=torch.float64)
+    exact = exact_posterior(prior, y, operator, 0.3)
+    reference = exact.sample(KeyedNoise(seed + 7, range(1)), count)[:, 0]
+    floor = _apart(exact.sample(KeyedNoise(seed + 8, range(1)), count)[:, 0], reference)
+    runs: dict[str, tuple[str, dict[str, Any]]] = {
+        "tds, 4096 particles": ("tds", {"particles": 128 if quick else 4096}),
+        "tds, bootstrap": ("tds", {"particles": 128 if quick else 4096, "twisted": False}),
+        "dps, zeta 0.1": ("dps", {"scale": 10.0}),
+        "dps, zeta 1": ("dps", {"scale": 100.0}),
+        "mmps": ("mmps", {}),
+        "daps-moments": ("daps-moments", {}),
+    }
+    found = {"exact posterior, again": floor}
+    for label, (method, options) in runs.items():
+        steps = _few(20 if method == "daps-moments" else 100, quick)
+        result = restore(
+            model, y, operator, method=method, noise_std=0.3, steps=steps, samples=count, seed=seed, options=options
+        )
+        found[label] = _apart(result.samples[:, 0], reference)
+    return Part(
+        title="Two dimensions",
+        text="Three Gaussians in the plane, y = x_1 + 2 x_2 + 0.3 z = 0.5, which cuts between them. Matching two "
+        "moments gets the weights of the modes wrong; particles do not, and need only be many, which they cannot be "
+        "in many dimensions.",
+        columns=("method", "sliced W to the exact posterior"),
+        rows=[(label, f"{value:.3f}") for label, value in found.items()],
+        numeric=(1,),
+        measures=(
+            Measure("tds / mmps", found["tds, 4096 particles"] / found["mmps"], "ratio", _asked(0.6, quick)),
+            Measure("tds - floor", found["tds, 4096 particles"] - floor, "", _asked(0.06, quick)),
+        ),
+    )
+
+
+def plane_prior() -> tuple[Model, MixtureDenoiser]:
+    """Return the mixture of three Gaussians in the plane, as a model and as it is."""
+    means = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.2]], dtype=torch.float64)
+    weights, stds = torch.tensor([0.3, 0.4, 0.3]), torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64)
+    spec = DataSpec(kind="vector", shape=(2,))
+    prior = MixtureDenoiser(weights, means, stds, GaussianProcess(make_schedule("vp")), spec=spec)
+    return Model(prior, spec), prior
+
+
+def _beside(found: _Rows) -> list[tuple[BenchRow, tuple[float, float]]]:
+    """Return rows with what is known of them."""
+    pairs = []
+    for (case, method), row in found.items():
+        known = _PUBLISHED[method][list(_CASES).index(case)]
+        if known is not None:
+            pairs.append((row, known))
+    return pairs
+
+
+def _near(row: BenchRow, known: tuple[float, float]) -> bool:
+    """Whether the spread is within 15 %, or both it and the distance are nearer to the exact posterior."""
+    spread, energy = row.exact_spread or 0.0, row.energy if row.energy is not None else 9.0
+    return abs(spread / known[0] - 1) <= 0.15 or (energy <= known[1] + 0.05 and abs(spread - 1) <= abs(known[0] - 1))
+
+
+def _rough(trial: Trial) -> float:
+    operator = trial.operator
+    assert isinstance(operator, LinearOperator)
+    return float(psnr(operator.pinv(trial.y), trial.clean).mean())
+
+
+def _apart(x: Tensor, y: Tensor) -> float:
+    return sliced_wasserstein(x, y, p=2)
+
+
+def _pair(row: BenchRow) -> str:
+    return f"{number(row.exact_spread)} / {number(row.energy)}"
+
+
+def _few(steps: int, quick: bool) -> int:
+    return max(5, steps // 10) if quick else steps
+
+
+def _asked(value: float, quick: bool) -> float | None:
+    return None if quick else value

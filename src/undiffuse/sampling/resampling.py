@@ -1,0 +1,135 @@
+r"""Resampling (RePaint): take every step several times, going back up in between.
+
+A constraint that overwrites known elements at the noise level of the step (`constraints.Replacement`) tells the rest
+too little: the rest was drawn before it saw the values that it is now put beside. Going back up, q(x_t | x_s), and
+stepping down again lets the rest follow. The bias falls with the number of passes and not with the number of steps.
+
+Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", algorithm 1,
+    arXiv:2201.09865, for Gaussian processes; the same for tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from undiffuse.errors import PlanError
+from undiffuse.noise import NoiseSource
+from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.times import Time
+from undiffuse.sampling.plan import Coefficient, Plan, Renoise, Stage, split_steps
+from undiffuse.sampling.solver import Memory, Solver
+
+
+@dataclass(kw_only=True)
+class RenoiseTokens(Renoise):
+    """Going up with tokens: x_s ~ q(x_s | x_t), from one uniform per token."""
+
+    process: CategoricalProcess
+    scale: Coefficient = 1.0
+    std: Coefficient = 0.0
+
+    def apply(self, x: Tensor, z: Tensor) -> Tensor:
+        """Draw the noisier tokens."""
+        return self.process.renoise(x, self.t, self.s, z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampled(Solver):
+    """Any solver on a grid, with each step but the last taken `passes` times.
+
+    Costs passes * (steps - 1) + 1 times the evaluations of a step. Constraints enter and leave in every pass. Entries
+    of the plan are numbered anew, so that each pass has noise of its own.
+
+    Args:
+        solver: The rule of a step.
+        passes: How often a step is taken; 1 is the solver itself.
+
+    Raises:
+        ValueError: `passes` is below 1.
+        PlanError: The solver draws its own times, or its noise is that of one path, which has a value at each time.
+    """
+
+    solver: Solver
+    passes: int = 8
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"resample={self.passes} must be at least 1, which is every step once.")
+        name = type(self.solver).__name__
+        if self.solver.draws_times or self.solver.reads_start:
+            raise PlanError(
+                f"{name} plans by the masks that there are or its own times; repeat another solver's steps."
+            )
+        if getattr(self.solver, "path", False):
+            raise PlanError(f"{name} with path=True has one value of its noise at each time; set path=False.")
+
+    @property
+    def discrete(self) -> bool:  # type: ignore[override]
+        """Whether it walks a categorical process."""
+        return self.solver.discrete
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise: going up does."""
+        return self.passes > 1 or self.solver.stochastic
+
+    @property
+    def order(self) -> int:
+        """Order of the steps."""
+        return self.solver.order
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the solver does."""
+        return self.solver.reuses
+
+    def prepare(
+        self, process: GaussianProcess | CategoricalProcess, grid: Tensor | None, x: Tensor, noise: NoiseSource
+    ) -> Plan:
+        """Let the solver check and plan, then repeat its steps."""
+        return self._repeated(self.solver.prepare(process, grid, x, noise), process)
+
+    def plan(self, process: Any, grid: Tensor) -> Plan:
+        """Repeat the steps of the solver's plan."""
+        return self._repeated(self.solver.plan(process, grid), process)
+
+    def draw(self, entry: Stage | Renoise, x: Tensor, noise: NoiseSource) -> Tensor | None:
+        """Draw what the solver needs; going up with tokens one uniform each, else a normal."""
+        if isinstance(entry, RenoiseTokens):
+            return noise.uniform("step", entry.step, tuple(x.shape[1:]))
+        if isinstance(entry, Renoise) and entry.closes:
+            return noise.normal("step", entry.step, tuple(x.shape[1:]), x.dtype)
+        return self.solver.draw(entry, x, noise)
+
+    def idle(self, stage: Any, x: Tensor) -> bool:
+        """Return whether the solver is."""
+        return self.solver.idle(stage, x)
+
+    def step(self, stage: Any, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
+        """Apply the solver's step."""
+        return self.solver.step(stage, x, post, memory, z)
+
+    def _repeated(self, plan: Plan, process: GaussianProcess | CategoricalProcess) -> Plan:
+        entries: list[Stage | Renoise] = []
+        number = 0
+        steps = split_steps(plan.entries)
+        for at, step in enumerate(steps):
+            for again in range(self.passes if at < len(steps) - 1 else 1):
+                if again:
+                    entries.append(_way_up(process, step[-1].s, step[0].t, number))
+                    number += 1
+                entries += [replace(entry, step=number) for entry in step]
+                number += 1
+        return Plan(tuple(entries), plan.grid)
+
+
+def _way_up(process: GaussianProcess | CategoricalProcess, t: Time, s: Time, number: int) -> Renoise:
+    """Return the entry that goes from `t` up to `s` by the forward kernel."""
+    if isinstance(process, CategoricalProcess):
+        return RenoiseTokens(step=number, t=t, s=s, process=process, closes=True)
+    scale, std = process.forward_kernel(t, s)
+    return Renoise(step=number, t=t, s=s, scale=scale, std=std, closes=True)

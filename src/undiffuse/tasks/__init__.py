@@ -1,0 +1,15 @@
+"""Floor 5: tasks, what people do with a model beyond sampling. `restore`: undo what an operator did to data;
+`completion`: fill what is missing of texts, rows and pictures, with models of tokens.
+"""
+
+from undiffuse._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Completion": "undiffuse.tasks.completion:Completion",
+        "RestoreResult": "undiffuse.tasks.restore.restorer:RestoreResult",
+        "Restorer": "undiffuse.tasks.restore.restorer:Restorer",
+        "inpaint": "undiffuse.tasks.completion:inpaint",
+    },
+)

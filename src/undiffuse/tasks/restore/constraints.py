@@ -1,0 +1,150 @@
+"""Constraints that hold a sample to a measurement: at the denoiser's answer, or at the state after a step."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.posterior import Posterior
+from undiffuse.noise import NoiseSource
+from undiffuse.operators.base import LinearOperator
+from undiffuse.operators.krylov import conjugate_gradient
+from undiffuse.process.gaussian import Coefficient, GaussianProcess
+from undiffuse.process.times import Time
+from undiffuse.sampling.constraints import Constraint
+
+
+class RangeProjection(Constraint):
+    """mean <- mean - A^+ (A mean - y): the answer fits y, and where A is silent it is the denoiser's.
+
+    Args:
+        process: Of the denoiser.
+        operator, y: The measurement; its noise is reproduced.
+        eps: "own": the network's noise is kept, as in the published code; "new": it follows from the new mean, which
+            doubles the spread (measured) and is there to show it.
+
+    Source: Wang et al. 2022, "Zero-shot image restoration using denoising diffusion null-space model",
+        arXiv:2212.00490, eq. 13.
+    """
+
+    stateless: ClassVar[bool] = True
+
+    def __init__(
+        self, process: GaussianProcess, operator: LinearOperator, y: Tensor, eps: Literal["own", "new"] = "own"
+    ) -> None:
+        self.process, self.operator, self.y, self.eps = process, operator, y, eps
+
+    def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
+        """Project the answer."""
+        mean = post.mean - self.operator.pinv(self.operator(post.mean) - self.y)
+        return cast(Posterior, self.process.with_mean(post, x, t, mean, self.eps))
+
+
+class DataFit(Constraint):
+    """mean <- a few conjugate-gradient steps from it on (I + gamma A^T A) x = mean + gamma A^T y; own noise.
+
+    Args:
+        process: Of the denoiser.
+        operator, y: The measurement.
+        gamma: Weight of the data.
+        iterations: Of conjugate gradients.
+
+    Source: Chung et al. 2023, "Decomposed diffusion sampler for accelerating large-scale inverse problems",
+        arXiv:2303.05754, algorithm 1.
+    """
+
+    stateless: ClassVar[bool] = True
+
+    def __init__(
+        self, process: GaussianProcess, operator: LinearOperator, y: Tensor, gamma: float, iterations: int
+    ) -> None:
+        self.process, self.operator, self.gamma, self.iterations = process, operator, gamma, iterations
+        self.y = y
+        self.back = gamma * operator.adjoint(y)
+
+    def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
+        """Fit the answer to the data."""
+
+        def matrix(v: Tensor) -> Tensor:
+            return v + self.gamma * self.operator.gram(v)
+
+        right = post.mean + self.back
+        mean = conjugate_gradient(matrix, right, start=post.mean, iterations=self.iterations, tol=0.0)
+        return cast(Posterior, self.process.with_mean(post, x, t, mean, "own"))
+
+
+class StateFit(Constraint):
+    """x <- x + weight B (alpha y + sigma n - A x) after each step, at the noise level of its end.
+
+    B is the pseudo-inverse or the adjoint; the noise n is drawn in the measurement ("y": RePaint, MCG), is A z with z
+    in the state ("x": ILVR, measurement-space sampling of MRI), or absent ("none": Score-MRI).
+
+    Args:
+        process: Of the denoiser.
+        operator, y: The measurement; its noise is reproduced.
+        weight: lam in [0, 1]; 1 holds the measured part to y.
+        back: "pinv" or "adjoint".
+        noise: "y", "x" or "none".
+        until: Times below this are left alone.
+
+    Source: RePaint: Lugmayr et al. 2022, arXiv:2201.09865, eq. 8; ILVR: Choi et al. 2021, arXiv:2108.02938, eq. 8;
+        MCG: Chung et al. 2022, arXiv:2206.00941, eq. 15; MRI and CT: Song et al. 2021, arXiv:2111.08005, eq. 10.
+    """
+
+    stateless: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        process: GaussianProcess,
+        operator: LinearOperator,
+        y: Tensor,
+        *,
+        weight: float = 1.0,
+        back: Literal["pinv", "adjoint"] = "pinv",
+        noise: Literal["y", "x", "none"] = "y",
+        until: float = 0.0,
+    ) -> None:
+        self.process, self.operator, self.y = process, operator, y
+        self.weight, self.back, self.noise, self.until = weight, back, noise, until
+
+    def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
+        """Hold the state to the measurement."""
+        if isinstance(s, Tensor) or s < self.until:
+            if isinstance(s, Tensor):
+                raise ValueError("a measurement is held at times shared by the batch; use a grid without items.")
+            return x, False
+        alpha, sigma = self.process.coefficients(s, x)
+        aim = alpha * self.y + self._disturbed(sigma, x, k, noise)
+        rest = aim - self.operator(x)
+        back = self.operator.pinv(rest) if self.back == "pinv" else self.operator.adjoint(rest)
+        return x + self.weight * back, True
+
+    def _disturbed(self, sigma: Coefficient, x: Tensor, k: int, noise: NoiseSource) -> Tensor | float:
+        if self.noise == "none" or (not isinstance(sigma, Tensor) and sigma == 0):
+            return 0.0
+        shape = tuple((self.y if self.noise == "y" else x).shape[1:])
+        z = noise.normal("corrector", k, shape, x.dtype)
+        return sigma * (z if self.noise == "y" else self.operator(z))
+
+
+def conditioned(operator: LinearOperator) -> float | None:
+    """Return the ratio of the largest to the smallest positive singular value, None where it is not known."""
+    if not operator.is_svd:
+        return None
+    s = operator.singulars().double()  # type: ignore[attr-defined]
+    positive = s[s > 1e-10 * s.max()]
+    return float(positive.max() / positive.min()) if len(positive) else None
+
+
+def poorly_conditioned(operator: LinearOperator, most: float = 30.0) -> bool:
+    """Whether the pseudo-inverse amplifies some directions more than `most` times as much as others."""
+    ratio = conditioned(operator)
+    return ratio is not None and ratio > most
+
+
+def masked(operator: object) -> Tensor | None:
+    """Return the mask of an operator that is one, else None."""
+    mask = getattr(operator, "mask", None)
+    return mask if isinstance(mask, torch.Tensor) else None

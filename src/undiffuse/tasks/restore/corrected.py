@@ -1,0 +1,205 @@
+"""Restorers that correct the posterior mean by a wrapper and walk down with DDIM: PiGDM, MMPS, TMPD, JFPS, DiffPIR."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.mixture import MixtureDenoiser
+from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
+from undiffuse.guidance.measurement import PiGDM, Proximal
+from undiffuse.noise import NoiseSource
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.sampling.ddim import DDIM
+from undiffuse.sampling.solver import Solver
+from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
+from undiffuse.tasks.restore.walk import grid_of, walk
+
+LEAST_NOISE = 1e-2
+"""Least noise of y, as a share of the data's standard deviation, of methods that divide by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrected(Restorer):
+    """Base: a wrapper around the prior, and a solver.
+
+    Args:
+        eta: Share of fresh noise in a DDIM step; 1 is the DDPM posterior.
+        grid: Spacing of the steps; see `process.make_grid`.
+        solver: Another solver than DDIM, for experiments; `eta` is then not used.
+    """
+
+    eta: float = 1.0
+    grid: str = "logsnr"
+    solver: Solver | None = None
+
+    @abstractmethod
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Return the prior that knows the measurement."""
+
+    def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
+        """Walk down with the corrected mean."""
+        grid = grid_of(problem, steps, self.grid)
+        solver = self.solver or DDIM(eta=self.eta)
+        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), gradient=self.gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMPSRestorer(Corrected):
+    """Moment-matching posterior sampling; see `guidance.covariance.MMPS`.
+
+    Args:
+        iterations: Of the linear solver, a backward pass each.
+        krylov: "cg" or "gmres".
+    """
+
+    gradient: ClassVar[bool] = True
+    iterations: int = 5
+    krylov: Literal["cg", "gmres"] = "cg"
+
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Put MMPS around the prior."""
+        std = floored(problem)
+        return MMPS(problem.denoiser, _linear(problem), problem.y, std, self.iterations, self.krylov)
+
+    def check(self, problem: Problem) -> list[str]:
+        """Say where the noise was floored."""
+        return floor_warning(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TMPDRestorer(Corrected):
+    """Tweedie moment projected diffusion; see `guidance.covariance.TMPD`.
+
+    Args:
+        probes: Random vectors for the diagonal; 0: unit vectors, a backward pass for each number of y; None: unit
+            vectors for analytic priors, else 16 probes.
+    """
+
+    gradient: ClassVar[bool] = True
+    probes: int | None = None
+
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Put TMPD around the prior."""
+        probes = (0 if isinstance(problem.denoiser, MixtureDenoiser) else 16) if self.probes is None else self.probes
+        return TMPD(problem.denoiser, _linear(problem), problem.y, floored(problem), probes)
+
+    def check(self, problem: Problem) -> list[str]:
+        """Say where the noise was floored."""
+        return floor_warning(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JFPSRestorer(Corrected):
+    """The correction with a fixed covariance of the data; see `guidance.covariance.JFPS`.
+
+    Args:
+        covariance: Of the data, (D, D); None: that of an analytic prior, else the data's variance times I.
+        iterations: Of the linear solver.
+    """
+
+    uses_data_var: ClassVar[bool] = True
+    covariance: Tensor | None = None
+    iterations: int = 20
+
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Put JFPS around the prior."""
+        covariance: Tensor | float = problem.data_var
+        if self.covariance is not None:
+            covariance = self.covariance
+        elif isinstance(problem.denoiser, MixtureDenoiser):
+            covariance = problem.denoiser.moments()[1]
+        return JFPS(problem.denoiser, _linear(problem), problem.y, floored(problem), covariance, self.iterations)
+
+    def check(self, problem: Problem) -> list[str]:
+        """Say where the noise was floored."""
+        return floor_warning(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiGDMRestorer(Corrected):
+    """Pseudo-inverse guidance of the posterior mean; see `guidance.measurement.PiGDM`.
+
+    Args:
+        data_var: Variance of one element of the data; None: measured from the prior. The paper has 1.
+    """
+
+    gradient: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("pinv",)
+    uses_data_var: ClassVar[bool] = True
+    data_var: float | None = None
+    grid: str = "t"
+
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Put PiGDM around the prior."""
+        v = problem.data_var if self.data_var is None else self.data_var
+        return PiGDM(problem.denoiser, problem.operator, problem.y, problem.noise_std, v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPIRRestorer(Corrected):
+    """Plug-and-play restoration; see `guidance.measurement.Proximal`.
+
+    Args:
+        lam: Weight of the prior; 1 takes s^2 for the variance of x_0 given x_t.
+        zeta: Share of the noise's variance that is fresh; None: 0.3 where the measurement says something about every
+            element, else 0.6.
+    """
+
+    lam: float = 1.0
+    zeta: float | None = None
+    grid: str = "clean-end"
+
+    def __post_init__(self) -> None:
+        if self.zeta is not None and not 0 <= self.zeta <= 1:
+            raise ValueError(f"zeta={self.zeta} is outside [0, 1], a share of the noise's variance.")
+
+    def wrap(self, problem: Problem) -> Denoiser:
+        """Put the proximal step around the prior; the last answer is left as it is."""
+        process = problem.denoiser.process
+        assert isinstance(process, GaussianProcess)
+        last = process.schedule.t_min
+        return Proximal(problem.denoiser, problem.operator, problem.y, problem.noise_std, self.lam, until=last)
+
+    def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
+        """Walk down with the corrected mean, and a share of fresh noise in every step."""
+        zeta = self.zeta if self.zeta is not None else 0.6 if misses_elements(problem) else 0.3
+        grid = grid_of(problem, steps, self.grid)
+        solver = self.solver or DDIM(eta=zeta**0.5, rule="mixed")
+        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem))
+
+
+def floored(problem: Problem) -> float | Tensor:
+    """Return the noise of y, at least `LEAST_NOISE` of the data's standard deviation."""
+    least = LEAST_NOISE * problem.data_var**0.5
+    if problem.noise_model is not None:
+        std: Any = problem.noise_model.std_like(problem.y)
+        return std.clamp(min=least) if isinstance(std, Tensor) else max(float(std), least)
+    return max(problem.noise_std, least)
+
+
+def floor_warning(problem: Problem) -> list[str]:
+    """Say that `floored` raised the noise."""
+    least = LEAST_NOISE * problem.data_var**0.5
+    if problem.noise_model is not None or problem.noise_std >= least:
+        return []
+    return [f"noise_std={problem.noise_std:g} was raised to {least:.3g}: this method divides by the noise."]
+
+
+def misses_elements(problem: Problem) -> bool:
+    """Whether the measurement says nothing about some directions of x, so that the prior alone fills them."""
+    operator = problem.operator
+    if operator.is_svd:
+        return bool((operator.singulars() == 0).any())  # type: ignore[attr-defined]
+    size = 1
+    for length in operator.in_shape:
+        size *= length
+    return problem.y[0].numel() < size
+
+
+def _linear(problem: Problem) -> Any:
+    return problem.operator

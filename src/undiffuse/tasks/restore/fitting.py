@@ -1,0 +1,223 @@
+"""Making prior and measurement meet: sizes (tiles, a frame around small pictures), units, and what is missing in y."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.tiled import Tiled
+from undiffuse.operators.base import LinearOperator, Operator
+from undiffuse.operators.compose import chain
+from undiffuse.operators.diagonal import Diagonal, Mask
+from undiffuse.operators.noise import GaussianNoise, NoiseModel, NoNoise
+from undiffuse.tasks.restore.latent import Decoded
+from undiffuse.tasks.restore.prior import Prior
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A prior and a measurement that fit each other.
+
+    Args:
+        prior: On the states that are sampled.
+        operator: On those states.
+        y: (B, *operator.out_shape).
+        noise_std: Model units, one number.
+        noise_model: Where the noise is not Gaussian.
+        window: Where the data lie in a larger state, of pictures smaller than the model's; None: everywhere.
+        warnings: For people.
+    """
+
+    prior: Prior
+    operator: Operator
+    y: Tensor
+    noise_std: float
+    noise_model: NoiseModel | None = None
+    window: tuple[Any, ...] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def data(self, x: Tensor) -> Tensor:
+        """Return the data (B, *shape) of states: decoded, and without the frame around small pictures."""
+        if self.prior.codec is not None:
+            return self.prior.codec.decode(x.float()).to(x.dtype)
+        return x if self.window is None else x[(..., *self.window)]
+
+
+class Crop(LinearOperator):
+    """The inner part of a larger state: pictures smaller than the model's are seen as its middle.
+
+    Args:
+        in_shape: Of the state.
+        size: Of the picture, on the last axes.
+    """
+
+    kind = "crop"
+
+    def __init__(self, in_shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+        whole = tuple(in_shape[len(in_shape) - len(size) :])
+        starts = [(a - b) // 2 for a, b in zip(whole, size, strict=True)]
+        self.window: tuple[Any, ...] = tuple(slice(a, a + part) for a, part in zip(starts, size, strict=True))
+        super().__init__(in_shape, (*in_shape[: len(in_shape) - len(size)], *size), settings={"size": list(size)})
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the inner part."""
+        return x[(..., *self.window)]
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        """Return y in a frame of zeros."""
+        x = y.new_zeros(len(y), *self.in_shape)
+        x[(..., *self.window)] = y
+        return x
+
+    def pinv(self, y: Tensor, *, iterations: int = 50, tol: float = 1e-6) -> Tensor:
+        """Return y in a frame of zeros."""
+        return self.apply_adjoint(y)
+
+
+def fit(
+    prior: Prior,
+    y: Tensor,
+    operator: Operator,
+    noise_std: float | None,
+    noise: NoiseModel | None,
+    tile: int | None,
+    overlap: int | None,
+) -> Fitted:
+    """Return prior and measurement fitted to each other.
+
+    Args:
+        prior: Of the model.
+        y: (B, *operator.out_shape), or one measurement without B.
+        operator: On data.
+        noise_std: Model units; None: from `noise`, else 0.
+        noise: The noise's law.
+        tile: Side of tiles in pixels; None: that of the model where the picture is larger; 0: no tiles.
+        overlap: Of tiles, in pixels; None: a quarter of their side.
+
+    Raises:
+        ValueError: Shapes, units or numbers that do not fit.
+    """
+    y = checked(y, operator, prior)
+    model = None if noise is None or isinstance(noise, GaussianNoise | NoNoise) else noise
+    std, found = _noise_std(noise_std, noise, y)
+    y, operator = _known_part(y, operator, model)
+    if not operator.linear:
+        same = operator.as_linear(y)
+        if same is not None:
+            operator, y = same
+    if isinstance(operator, Diagonal):  # what a mask hides is no part of the measurement
+        y = operator.U(operator.Ut(y))
+    fitted = _sized(Fitted(prior, operator, y, std, model, warnings=tuple(found)), tile, overlap)
+    if fitted.prior.codec is not None:
+        fitted = replace(fitted, operator=Decoded(fitted.operator, fitted.prior.codec))
+    return fitted
+
+
+def checked(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
+    """Return y with a batch axis, in the prior's dtype and on its device.
+
+    Raises:
+        ValueError: It is complex, of another shape, or not finite.
+    """
+    if y.is_complex():
+        raise ValueError("y is complex; operators here are real: give real and imaginary parts as two channels.")
+    y = y if y.is_floating_point() else y.float()
+    if tuple(y.shape) == operator.out_shape:
+        y = y[None]
+    if tuple(y.shape[1:]) != operator.out_shape:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; expected (B, {', '.join(map(str, operator.out_shape))}) of the operator "
+            f"{operator.describe()}."
+        )
+    bad = int((~y.isfinite()).sum())
+    if bad:
+        raise ValueError(f"y has {bad} values that are not finite; set them to 0 and leave them out by a mask.")
+    return y.to(prior.device, prior.dtype)
+
+
+def _noise_std(noise_std: float | None, noise: NoiseModel | None, y: Tensor) -> tuple[float, list[str]]:
+    """Return one number for the noise, and warnings."""
+    if noise_std is not None and not noise_std >= 0:
+        raise ValueError(
+            f"noise_std={noise_std} is negative; give a standard deviation in model units, where a picture spans "
+            "[-1, 1]: 0.02 of the range [0, 1] is 0.04."
+        )
+    if noise_std is not None and noise is not None:
+        raise ValueError("noise_std and noise both say what disturbs y; give one of them.")
+    if noise is not None:
+        return float(noise.std_like(y).double().square().mean().sqrt()), []
+    std = noise_std or 0.0
+    if std > 2:
+        return std, [
+            f"noise_std={std:g} is more than a picture's whole range [-1, 1] in model units: are these units of "
+            "[0, 255]? Divide by 127.5."
+        ]
+    return std, []
+
+
+def _known_part(y: Tensor, operator: Operator, noise: NoiseModel | None) -> tuple[Tensor, Operator]:
+    """Leave out what the noise has destroyed, such as the atoms of salt and pepper."""
+    known = None if noise is None else noise.known(y)
+    if known is None or bool(known.all()):
+        return y, operator
+    kept = Mask(operator.out_shape, known.to(y.dtype))
+    return torch.where(known, y, 0.0), kept if _is_identity(operator) else chain(operator, kept)
+
+
+def _is_identity(operator: Operator) -> bool:
+    from undiffuse.operators.diagonal import Identity
+
+    return isinstance(operator, Identity)
+
+
+def _sized(fitted: Fitted, tile: int | None, overlap: int | None) -> Fitted:
+    """Put a frame around pictures smaller than the model's, and tiles under larger ones."""
+    prior, shape = fitted.prior, fitted.operator.in_shape
+    wanted = prior.data_shape
+    if shape == wanted:
+        if tile:
+            raise ValueError(f"tile={tile} but the picture {shape} is as large as the model's; leave tile out.")
+        return fitted
+    kind = "image" if prior.spec is None else prior.spec.kind
+    if kind != "image" or len(shape) != len(wanted) or shape[0] != wanted[0]:
+        raise ValueError(
+            f"the operator {fitted.operator.describe()} takes items of shape {shape}; the model's are {wanted}. "
+            "Channels must agree, and only pictures may differ in height and width."
+        )
+    if prior.codec is not None:
+        raise ValueError(f"a latent model restores pictures of its own size {wanted} alone, not {shape}; resize y.")
+    side = wanted[1:] if not tile else (tile, tile)
+    size = tuple(max(whole, part) for whole, part in zip(shape[1:], side, strict=True))
+    window, operator = None, fitted.operator
+    if size != shape[1:]:
+        crop: Any = Crop((shape[0], *size), shape[1:])
+        window, operator = crop.window, _framed(crop, operator)
+    denoiser = prior.denoiser
+    if tile != 0 and size != side:
+        denoiser = Tiled(denoiser, side, min(side) // 4 if overlap is None else overlap)
+        denoiser.places(size)
+    prior = replace(prior, denoiser=denoiser, shape=(shape[0], *size))
+    return replace(fitted, prior=prior, operator=operator, window=window)
+
+
+def _framed(crop: Crop, operator: Operator) -> Operator:
+    """Return the operator on the larger state; a mask stays a mask, with nothing known in the frame."""
+    if isinstance(operator, Mask):
+        mask = operator.mask
+        lead = [1] * (len(operator.in_shape) + 1 - mask.ndim)
+        whole = mask.reshape(*lead, *mask.shape).expand(-1, *operator.in_shape)
+        return Mask(crop.in_shape, crop.apply_adjoint(whole))
+    return chain(crop, operator)
+
+
+def measured_y(fitted: Fitted, y: Tensor) -> Tensor:
+    """Return measurements where the operator stands now: a mask's are as large as the state."""
+    if isinstance(fitted.operator, Mask) and tuple(y.shape[1:]) != fitted.operator.out_shape:
+        whole = y.new_zeros(len(y), *fitted.operator.out_shape)
+        assert fitted.window is not None
+        whole[(..., *fitted.window)] = y
+        return whole
+    return y

@@ -1,0 +1,102 @@
+"""GDP: guide the answer by the data's gradient without the network's, and learn what is unknown of the degradation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.posterior import Posterior
+from undiffuse.guidance.push import descent
+from undiffuse.noise import NoiseSource
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.times import Time
+from undiffuse.sampling.constraints import Constraint
+from undiffuse.sampling.ddim import DDIM
+from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
+from undiffuse.tasks.restore.walk import grid_of, process_of, walk
+
+
+class DataGradient(Constraint):
+    """mean <- mean - step grad |y - f A(mean) - m|^2 / 2, a few times; f and m are learned beside it where asked for.
+
+    Args:
+        process: Of the denoiser.
+        problem: The measurement.
+        options: Of the restorer.
+
+    Attributes:
+        factor, offset: f (R, 1, ...) and m (R, *out_shape) as learned so far.
+    """
+
+    def __init__(self, process: GaussianProcess, problem: Problem, options: GDPRestorer) -> None:
+        self.process, self.problem, self.options = process, problem, options
+        operator: Any = problem.operator
+        self.step = options.scale / (operator.norm() ** 2 if operator.linear else 1.0)
+        self.factor = torch.ones(len(problem.y), *[1] * (problem.y.ndim - 1), dtype=problem.dtype)
+        self.factor = self.factor.to(problem.y.device)
+        self.offset = torch.zeros_like(problem.y, dtype=problem.dtype)
+
+    def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
+        """Guide the answer, and the degradation's parameters by it."""
+        mean = post.mean
+        for _ in range(self.options.repeats):
+            mean = mean + self.step * descent(self._loss, mean)
+        if self.options.light:
+            self._learn(mean)
+        return cast(Posterior, self.process.with_mean(post, x, t, mean, "new"))
+
+    def _loss(self, mean: Tensor) -> Tensor:
+        rest = self.problem.y - self.factor * self.problem.operator(mean) - self.offset
+        return 0.5 * rest.flatten(1).square().sum(1)
+
+    def _learn(self, mean: Tensor) -> None:
+        """The factor that fits best, by least squares with a pull to 1, and a smooth share of what is left over."""
+        seen = self.problem.operator(mean)
+        axes = tuple(range(1, seen.ndim))
+        size = seen.square().mean(axes, keepdim=True)
+        fit = ((self.problem.y - self.offset) * seen).mean(axes, keepdim=True) / size.clamp(min=1e-6)
+        rate = self.options.rate
+        self.factor = (1 - rate) * self.factor + rate * fit
+        rest = self.problem.y - self.factor * seen
+        self.offset = (1 - rate) * self.offset + rate * rest.mean(axes, keepdim=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GDPRestorer(Restorer):
+    """Generative diffusion prior.
+
+    Args:
+        scale: Length of a gradient step, in units of 1 / |A|^2: 1 is the longest that cannot overshoot.
+        repeats: Gradient steps per answer.
+        light: Learn a factor and an offset of the measurement, as for pictures taken in low light.
+        rate: How fast those follow the answer.
+        eta: Share of fresh noise.
+        grid: Spacing of the steps.
+
+    Source: Fei et al. 2023, "Generative diffusion prior for unified image restoration and enhancement",
+        arXiv:2304.01247, algorithms 1 and 2, guiding x_0.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("differentiable",)
+    noise: ClassVar[bool] = False
+    scale: float = 0.5
+    repeats: int = 1
+    light: bool = False
+    rate: float = 0.1
+    eta: float = 1.0
+    grid: str = "t"
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0 or self.repeats < 1 or not 0 < self.rate <= 1:
+            raise ValueError(
+                f"scale={self.scale} must be positive, repeats={self.repeats} at least 1, rate={self.rate} in (0, 1]."
+            )
+
+    def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
+        """Walk down, guided at every answer."""
+        guide = DataGradient(process_of(problem), problem, self)
+        solution = walk(problem, noise, DDIM(eta=self.eta), grid_of(problem, steps, self.grid), constraints=[guide])
+        return solution

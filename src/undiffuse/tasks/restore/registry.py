@@ -1,0 +1,72 @@
+"""Restorers by name: one literal table that feeds `--help`, listings and loading. Torch-free; `catalogue` says more."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from undiffuse.words import did_you_mean
+
+if TYPE_CHECKING:
+    from undiffuse.tasks.restore.restorer import Restorer
+
+_HOME = "undiffuse.tasks.restore"
+
+RESTORERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mmps": (f"{_HOME}.corrected:MMPSRestorer", {}),
+    "tmpd": (f"{_HOME}.corrected:TMPDRestorer", {}),
+    "jfps": (f"{_HOME}.corrected:JFPSRestorer", {}),
+    "pigdm": (f"{_HOME}.corrected:PiGDMRestorer", {}),
+    "pigdm-step": (f"{_HOME}.pushed:PiGDMStepRestorer", {}),
+    "diffpir": (f"{_HOME}.corrected:DiffPIRRestorer", {}),
+    "dps": (f"{_HOME}.pushed:DPSRestorer", {}),
+    "ddrm": (f"{_HOME}.spectral:DDRMRestorer", {}),
+    "ddnm+": (f"{_HOME}.spectral:DDRMRestorer", {"eta_b": 1.0}),
+    "ddnm": (f"{_HOME}.projected:DDNMRestorer", {}),
+    "dds": (f"{_HOME}.projected:DDSRestorer", {}),
+    "repaint": (f"{_HOME}.projected:RePaintRestorer", {}),
+    "ilvr": (f"{_HOME}.projected:ILVRRestorer", {}),
+    "score-mri": (f"{_HOME}.projected:ScoreMRIRestorer", {}),
+    "mcg": (f"{_HOME}.pushed:MCGRestorer", {}),
+    "daps": (f"{_HOME}.daps:LangevinDAPS", {}),
+    "daps-moments": (f"{_HOME}.daps:MomentMatchedDAPS", {}),
+    "red-diff": (f"{_HOME}.red_diff:RedDiff", {}),
+    "red-diff-quality": (f"{_HOME}.red_diff:RedDiff", {"tail": "decay"}),
+    "gdp": (f"{_HOME}.gdp:GDPRestorer", {}),
+    "tds": (f"{_HOME}.particles:TDSRestorer", {}),
+    "psld": (f"{_HOME}.pushed:PSLDRestorer", {}),
+    "resample": (f"{_HOME}.latent:ReSampleRestorer", {}),
+    "supervised": (f"{_HOME}.supervised:Supervised", {}),
+    "blind-dps": (f"{_HOME}.blind:BlindDPSRestorer", {}),
+}
+
+
+def make_restorer(name: str, **options: Any) -> Restorer:
+    """Build the restorer called `name`; `options` are its own, e.g. scale=50 for "dps".
+
+    Raises:
+        ValueError: The name or an option is unknown, or an option is out of range.
+    """
+    restorer = restorer_class(name)
+    try:
+        return restorer(**{**RESTORERS[name][1], **options})
+    except TypeError as error:
+        from dataclasses import fields
+
+        known = ", ".join(field.name for field in fields(restorer)) or "none"
+        raise ValueError(
+            f"method {name!r} does not take these options ({', '.join(options)}); its own are: {known}."
+        ) from error
+
+
+def restorer_class(name: str) -> Any:
+    """Return the class of a restorer.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in RESTORERS:
+        near = did_you_mean(name, RESTORERS)
+        raise ValueError(f"method {name!r} is unknown; `undiffuse solvers --restore` lists them all.{near}")
+    module, attribute = RESTORERS[name][0].split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,158 @@
+"""Degrading on the fly: each item is measured by an operator while training, and the network is given the result.
+
+`data.degrade` is a line such as "downsample:2|noise:gaussian,0.05": operators as in `undiffuse degrade`, and perhaps a
+noise at the end. Several, parted by semicolons, take turns by chance (all-in-one), and the network is told which by the
+label "task". The measurement goes to the network as the map "source", brought back to the data's grid.
+
+Everything is a function of (seed, running number of the item): masks of kinds that can be drawn per image, the noise,
+and the task; so a run that resumes sees the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from undiffuse.data.pairs import SOURCE
+from undiffuse.errors import ConfigError
+from undiffuse.noise import KeyedNoise
+from undiffuse.operators.base import Operator
+from undiffuse.operators.noise import NoiseModel, NoNoise
+from undiffuse.operators.parse import find_facts, parse_noise, parse_operator
+from undiffuse.spec import ConditionSpec, DataSpec
+from undiffuse.training.augment import Augment, augmented_spec, make_augment
+
+if TYPE_CHECKING:
+    from undiffuse.data.options import DataOptions
+
+TASK = "task"
+"""Name of the label that says which of several degradations an item has."""
+
+_NOISE = "noise:"
+_WHICH = 1 << 30  # step of the draw of the task, which no operator's own draws reach
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One way to spoil an item.
+
+    Args:
+        text: The operators' text.
+        noise: The law of the noise.
+        spec: Of the data.
+        fixed: The operator where it is the same for all items; None where each item draws its own.
+    """
+
+    text: str
+    noise: NoiseModel
+    spec: DataSpec
+    fixed: Operator | None
+
+    def __call__(self, x: Tensor, noise: KeyedNoise) -> Tensor:
+        """Return the measurement of x (N, *) on the grid of x."""
+        operator = self.fixed
+        if operator is None:
+            operator = parse_operator(self.text, self.spec, seed=noise.seed, items=noise.items.tolist()).to(x.device)
+        return operator.to_items(self.noise.sample(operator(x), noise))
+
+
+class Degrade:
+    """Measures the items of a batch.
+
+    Args:
+        text: `data.degrade`.
+        spec: Of the data.
+
+    Raises:
+        ConfigError: The text cannot be read, or does not fit the data.
+    """
+
+    def __init__(self, text: str, spec: DataSpec) -> None:
+        if spec.sizes:
+            raise ConfigError("data.degrade measures pictures of one size; set data.buckets=false.")
+        self.texts = tuple(part.strip() for part in text.split(";") if part.strip())
+        try:
+            self.ways = [_degradation(part, spec) for part in self.texts]
+        except ValueError as error:
+            raise ConfigError(f"data.degrade={text!r}: {error}") from error
+        taken = [name for name in (SOURCE, *([TASK] if len(self.ways) > 1 else [])) if name in spec.cond]
+        if taken:
+            raise ConfigError(
+                f"the data have a condition {taken[0]!r} of their own; leave data.degrade or data.pair out."
+            )
+
+    def conditions(self, spec: DataSpec) -> dict[str, ConditionSpec]:
+        """Return what the network is told."""
+        source = ConditionSpec(kind="map", width=spec.channels)
+        task = {TASK: ConditionSpec(kind="label", classes=self.texts)} if len(self.ways) > 1 else {}
+        return {SOURCE: source, **task}
+
+    def __call__(self, batch: dict[str, Any], noise: KeyedNoise, maps: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the batch with the measurement (and the task) in "cond"."""
+        x: Tensor = batch["x"]
+        cond = dict(batch.get("cond") or {})
+        if len(self.ways) == 1:
+            return {**batch, "cond": {**cond, SOURCE: self.ways[0](x, noise)}}
+        task = (noise.uniform("operator", _WHICH, ()) * len(self.ways)).long()
+        given = torch.empty_like(x)
+        for number, way in enumerate(self.ways):
+            mine = (task == number).nonzero()[:, 0]
+            if len(mine):
+                given[mine] = way(x[mine], KeyedNoise(noise.seed, noise.items[mine], x.device))
+        return {**batch, "cond": {**cond, SOURCE: given, TASK: task}}
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What is done to each batch before it is corrupted: moved pixels first, then the degradation.
+
+    Args:
+        augment: Random geometry, in training alone.
+        degrade: Measurements.
+    """
+
+    augment: Augment | None = None
+    degrade: Degrade | None = None
+
+    def __call__(self, batch: dict[str, Any], noise: KeyedNoise, maps: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the batch transformed."""
+        if self.augment is not None:
+            batch = self.augment(batch, noise, maps)
+        return batch if self.degrade is None else self.degrade(batch, noise, maps)
+
+
+def make_degrade(options: DataOptions, spec: DataSpec) -> Degrade | None:
+    """Return what `data.degrade` asks for, None for nothing.
+
+    Raises:
+        ConfigError: It cannot be read, or does not fit the data.
+    """
+    return Degrade(options.degrade, spec) if options.degrade else None
+
+
+def make_transforms(options: DataOptions, spec: DataSpec) -> Transforms:
+    """Return what is done to each training batch."""
+    return Transforms(make_augment(options, spec), make_degrade(options, spec))
+
+
+def told_spec(spec: DataSpec, options: DataOptions) -> DataSpec:
+    """Return the spec of the model: that of the data, with the conditions that transforms add."""
+    degrade, told = make_degrade(options, spec), augmented_spec(spec, options)
+    return told if degrade is None else replace(told, cond={**told.cond, **degrade.conditions(spec)})
+
+
+def _degradation(text: str, spec: DataSpec) -> Degradation:
+    *before, last = [part.strip() for part in text.split("|")]
+    noise: NoiseModel = NoNoise()
+    if last.startswith(_NOISE):
+        noise = parse_noise(last[len(_NOISE) :], spec)
+    else:
+        before.append(last)
+    operators = "|".join(before) or "denoise"
+    fixed = parse_operator(operators, spec)
+    own = spec.kind != "video" and any(find_facts(part.strip())[1].has("per-image") for part in operators.split("|"))
+    return Degradation(operators, noise, spec, None if own else fixed)

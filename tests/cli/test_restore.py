@@ -1,0 +1,114 @@
+"""`undiffuse restore`: from a picture and a mask to an answer and a map of how sure it is; one line for what fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from undiffuse.cli.main import run
+from undiffuse.images.read import read_image
+from undiffuse.images.write import write_image
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    grey = np.random.default_rng(0).integers(0, 256, (8, 8, 1)).astype(np.uint8)
+    mask = np.full((8, 8, 1), 255, np.uint8)
+    mask[3:5] = 0
+    write_image("photo.png", grey)
+    write_image("mask.png", mask)
+    write_image("wide.png", np.full((8, 9, 1), 255, np.uint8))
+    write_image("grey-mask.png", np.full((8, 8, 1), 128, np.uint8))
+    write_image("clear.png", np.dstack([grey] * 3 + [mask]))
+    return tmp_path
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    capsys.readouterr()
+    code = run(list(words))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_scratched_picture_and_its_mask_give_an_answer_and_a_map(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "restore",
+        "digits",
+        "photo.png",
+        "--mask",
+        "mask.png",
+        "--method",
+        "ddnm",
+        "--steps",
+        "4",
+        "--samples",
+        "3",
+    )
+    code, out, err = asked(capsys, *words, "--json")
+    assert code == 0, err
+    (item,) = json.loads(out)["items"]
+    assert item["method"] == "ddnm"
+    assert item["nfe"] == 4
+    before, after = read_image("photo.png"), read_image(item["files"]["mean"])
+    assert np.abs(before - after)[[0, 1, 2, 5, 6, 7]].max() <= 1  # rounding to bytes, twice
+    unsure = read_image(item["files"]["std"])
+    assert unsure[3:5].mean() > 10
+    assert unsure[[0, 1, 2, 5, 6, 7]].max() == 0
+    assert np.load(item["files"]["array"], allow_pickle=False).shape == (3, 1, 8, 8)
+    assert Path("restored/restored.html").read_text().count("data:image/png") == 2
+    assert json.loads(Path("restored/result.json").read_text())["items"][0]["residual_rms"] == item["residual_rms"]
+    again = json.loads(asked(capsys, *words, "--json", "--out", "there")[1])["items"][0]
+    assert np.array_equal(read_image(again["files"]["samples"]), read_image(item["files"]["samples"]))
+
+
+def test_what_degrade_wrote_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked(capsys, "degrade", "photo.png", "--operator", "downsample:2", "--noise", "gaussian:0.05")[0] == 0
+    code, out, err = asked(
+        capsys, "restore", "digits", "degraded/photo.safetensors", "--method", "diffpir", "--steps", "3", "--json"
+    )
+    assert code == 0, err
+    (item,) = json.loads(out)["items"]
+    assert item["noise_std"] == pytest.approx(0.1)  # model units: a picture's range is 2 wide
+    by_hand = asked(
+        capsys,
+        *("restore", "digits", "degraded/photo.png", "--operator", "downsample:2", "--noise-std", "0.05"),
+        *("--steps", "3", "--samples", "2", "--option", "lam=0.5", "--method", "diffpir", "--json"),
+    )
+    assert by_hand[0] == 0, by_hand[2]
+    assert read_image(json.loads(by_hand[1])["items"][0]["files"]["mean"]).shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("photo.png",), "say what was done to the picture: --mask FILE, or --operator"),
+        (("photo.png", "--mask", "wide.png"), "is 9 x 8 pixels and the picture 8 x 8"),
+        (("photo.png", "--mask", "grey-mask.png"), "neither 0 (missing) nor 1 (known)"),
+        (("photo.png", "--mask", "photo.png", "--operator", "denoise"), "give one of them"),
+        (("photo.png", "--mask", "mask.png", "--noise-std", "5"), "a noise of 5 in 0..255 is 0.02"),
+        (("photo.png", "--mask", "mask.png", "--noise-std", "-0.1"), "outside [0, 1]"),
+        (("photo.png", "--mask", "mask.png", "--method", "resample"), "methods that work: mmps"),
+        (("photo.png", "--operator", "blur:gaussain"), "gaussian"),
+        (("photo.png", "--mask", "mask.png", "--option", "lam"), "NAME=VALUE"),
+        (("clear.png", "--mask", "mask.png"), "has an alpha channel"),
+        (("mask.txt", "--mask", "mask.png"), "mask.txt"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
+    code, _, err = asked(capsys, "restore", "digits", *words, "--steps", "2")
+    assert code != 0
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = asked(capsys, "solvers", "--restore", "--json")
+    assert code == 0
+    methods = {row["name"]: row for row in json.loads(out)["methods"]}
+    assert methods["ddrm"]["needs"] == ["svd"]
+    assert asked(capsys, "solvers", "--restore", "--on", "digits")[0] != 0

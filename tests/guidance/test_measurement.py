@@ -1,0 +1,200 @@
+"""Wrappers that know a measurement: exact where the data are Gaussian, the prior's own answer where y says nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.oracles.continuous import process_of
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
+from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
+from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
+from undiffuse.guidance.krylov import gmres
+from undiffuse.guidance.measurement import PiGDM, Proximal
+from undiffuse.noise import KeyedNoise
+from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.operators.sensing import Matrix
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import make_grid
+from undiffuse.sampling.ddim import DDIM
+from undiffuse.sampling.loop import sample
+
+D, ROWS = 5, 3
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return KeyedNoise(seed, [0]).normal("data", 0, shape, torch.float64)[0]
+
+
+def gaussian(process: GaussianProcess) -> tuple[GaussianDenoiser, Tensor, Tensor]:
+    root = normal(D, D, seed=1)
+    mean, cov = normal(D, seed=2), root @ root.T + 0.1 * torch.eye(D, dtype=torch.float64)
+    return GaussianDenoiser(mean, cov, process), mean, cov
+
+
+def exact_mean(mean: Tensor, cov: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, a: Tensor, y: Tensor, sy: float):
+    """E[x_0 | x_t, y] by stacking both measurements, with a level per row (B,)."""
+    found = []
+    for row in range(len(x)):
+        full = torch.cat([alpha[row] * torch.eye(D, dtype=torch.float64), a])
+        noise = torch.cat([sigma[row].expand(D), torch.full((len(a),), sy, dtype=torch.float64)]) ** 2
+        rest = torch.cat([x[row], y[row]]) - full @ mean
+        gain = cov @ full.T @ torch.linalg.inv(full @ cov @ full.T + torch.diag(noise))
+        found.append(mean + gain @ rest)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "ve"])
+def test_the_covariance_makes_it_exact_at_every_time(name: str) -> None:
+    process = process_of(name)
+    prior, mean, cov = gaussian(process)
+    a, sy = normal(3, D, seed=3), 0.3
+    operator = Matrix((D,), a)
+    x, y = normal(ROWS, D, seed=4), normal(ROWS, 3, seed=5)
+    for t in (torch.tensor([0.02, 0.4, 0.97], dtype=torch.float64), 0.6):
+        alpha, sigma = process.schedule.levels(torch.as_tensor(t, dtype=torch.float64).expand(ROWS))
+        wanted = exact_mean(mean, cov, x, alpha, sigma, a, y, sy)
+        for wrapped in (
+            MMPS(prior, operator, y, sy, iterations=12),
+            MMPS(prior, operator, y, sy, iterations=3, krylov="gmres"),
+            JFPS(prior, operator, y, sy, cov, iterations=12),
+        ):
+            torch.testing.assert_close(wrapped(x, t).mean, wanted, rtol=0, atol=1e-8)
+
+
+def test_a_network_says_the_same_by_its_derivative() -> None:
+    process = process_of("vp")
+    prior, _, _ = gaussian(process)
+    operator, x, y = Matrix((D,), normal(3, D, seed=3)), normal(ROWS, D, seed=4), normal(ROWS, 3, seed=5)
+    opaque = ByAutograd(prior)
+    for t in (0.5, torch.tensor([0.1, 0.5, 0.9])):
+        wanted = MMPS(prior, operator, y, 0.3, 12)(x, t).mean
+        with torch.no_grad():
+            torch.testing.assert_close(MMPS(opaque, operator, y, 0.3, 12)(x, t).mean, wanted, rtol=1e-9, atol=1e-10)
+
+
+class ByAutograd(Denoiser):
+    """An oracle whose covariance nobody knows."""
+
+    def __init__(self, prior: Denoiser) -> None:
+        super().__init__()
+        self.prior, self.process, self.asked = prior, prior.process, 0
+
+    def posterior(self, x, t, cond):
+        self.asked += 1
+        return self.prior.posterior(x, t, cond)
+
+
+def test_pigdm_is_exact_for_white_data_of_any_variance() -> None:
+    process, v, sy = process_of("vp"), 0.35, 0.2
+    mean = normal(D, seed=2)
+    prior = GaussianDenoiser(mean, v * torch.eye(D, dtype=torch.float64), process)
+    a = normal(3, D, seed=3)
+    x, y = normal(ROWS, D, seed=4), normal(ROWS, 3, seed=5)
+    t = torch.tensor([0.05, 0.5, 0.99], dtype=torch.float64)
+    wanted = exact_mean(mean, v * torch.eye(D, dtype=torch.float64), x, *process.schedule.levels(t), a, y, sy)
+    answer = PiGDM(prior, Matrix((D,), a), y, sy, data_var=v)(x, t).mean
+    torch.testing.assert_close(answer, wanted, rtol=0, atol=1e-8)
+    assert (PiGDM(prior, Matrix((D,), a), y, sy)(x, t).mean - wanted).abs().max() > 1e-3  # v = 1 over-shoots
+
+
+def test_tmpd_divides_by_the_diagonal() -> None:
+    process = process_of("vp")
+    prior, _, _ = gaussian(process)
+    a, sy = normal(3, D, seed=3), 0.3
+    x, y = normal(ROWS, D, seed=4), normal(ROWS, 3, seed=5)
+    plain = prior(x, 0.4).mean
+    units = torch.eye(D, dtype=torch.float64)
+    v = torch.stack([prior.cov(x, 0.4, e.expand(ROWS, D)) for e in units], 2)
+    middle = a @ v @ a.T
+    weighed = (y - plain @ a.T) / (middle.diagonal(dim1=1, dim2=2) + sy**2)
+    wanted = plain + torch.einsum("bij,mj,bm->bi", v, a, weighed)
+    torch.testing.assert_close(TMPD(prior, Matrix((D,), a), y, sy)(x, 0.4).mean, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_the_first_answer_is_the_wiener_filter() -> None:
+    process = process_of("cosine")  # alpha is 0 at t = 1
+    prior, mean, cov = gaussian(process)
+    y, sy = normal(ROWS, D, seed=5), 0.4
+    answer = MMPS(prior, Identity((D,)), y, sy, iterations=12)(normal(ROWS, D, seed=4), 1.0).mean
+    gain = cov @ torch.linalg.inv(cov + sy**2 * torch.eye(D, dtype=torch.float64))
+    torch.testing.assert_close(answer, mean + (y - mean) @ gain.T, rtol=0, atol=1e-8)
+
+
+def test_a_measurement_that_is_all_noise_leaves_the_sampler_as_it_is() -> None:
+    process = process_of("vp")
+    prior, _, cov = gaussian(process)
+    operator, y, huge = Matrix((D,), normal(3, D, seed=3)), normal(ROWS, 3, seed=5), 1e4
+
+    def run(denoiser: Denoiser) -> Tensor:
+        return sample(
+            denoiser,
+            noise=KeyedNoise(0, range(ROWS)),
+            shape=(D,),
+            solver=DDIM(eta=1.0),
+            grid=make_grid(process.schedule, 20),
+            dtype=torch.float64,
+        ).x
+
+    plain = run(prior)
+    for wrapped in (
+        MMPS(prior, operator, y, huge),
+        TMPD(prior, operator, y, huge),
+        JFPS(prior, operator, y, huge, cov),
+        PiGDM(prior, operator, y, huge),
+        Proximal(prior, operator, y, huge),
+    ):
+        torch.testing.assert_close(run(wrapped), plain, rtol=0, atol=1e-3)
+
+
+def test_wrappers_go_around_each_other() -> None:
+    """Guidance around a measurement, and a measurement around guidance, at a scale that stacks batches."""
+    process = process_of("vp")
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    covs = torch.full((2,), 0.3)
+    prior = MixtureDenoiser(torch.ones(2), means, covs, process, labels=torch.tensor([0, 1]))
+    operator = Mask((2,), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))  # a mask per row
+    x, y = normal(3, 2, seed=4), normal(3, 2, seed=5)
+    inside = ClassifierFreeGuidance(MMPS(prior, operator, y, 0.2), 2.0)
+    outside = MMPS(ClassifierFreeGuidance(prior, 2.0), operator, y, 0.2)
+    label = {"label": torch.tensor([0, 1, 0])}
+    for guided in (inside, outside):
+        assert guided(x, 0.5, guided.embed(label, 3)).mean.isfinite().all()
+    one = [
+        inside_row(prior, operator, x, y, row, label["label"]) for row in range(3)
+    ]  # rows do not see each other, nor the stack
+    torch.testing.assert_close(inside(x, 0.5, inside.embed(label, 3)).mean, torch.cat(one))
+
+
+def inside_row(prior: Denoiser, operator: Mask, x: Tensor, y: Tensor, row: int, label: Tensor) -> Tensor:
+    at = torch.tensor([row])
+    guided = ClassifierFreeGuidance(MMPS(prior, operator.take(at), y[at], 0.2), 2.0)  # type: ignore[arg-type]
+    return guided(x[at], 0.5, guided.embed({"label": label[at]}, 1)).mean
+
+
+def test_the_last_answer_of_diffpir_is_left_alone() -> None:
+    prior, _, _ = gaussian(process_of("vp"))
+    wrapped = Proximal(prior, Identity((D,)), normal(ROWS, D), 0.1, until=0.01)
+    x = normal(ROWS, D, seed=4)
+    torch.testing.assert_close(wrapped(x, 0.01).mean, prior(x, 0.01).mean, rtol=0, atol=0)
+    assert (wrapped(x, 0.02).mean - prior(x, 0.02).mean).abs().max() > 1e-6
+
+
+def test_gmres_solves_what_is_not_symmetric() -> None:
+    matrix = normal(2, 4, 4, seed=7) + 3 * torch.eye(4, dtype=torch.float64)
+    b = normal(2, 4, seed=8)
+    found = gmres(lambda v: (matrix @ v[..., None])[..., 0], b, 4)
+    torch.testing.assert_close(found, torch.linalg.solve(matrix, b))
+    projector = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))
+    short = gmres(lambda v: v @ projector, b @ projector, 4)  # the subspace is complete after one product
+    torch.testing.assert_close(short, b @ projector)
+
+
+def test_misfits_are_refused() -> None:
+    prior, _, _ = gaussian(process_of("vp"))
+    with pytest.raises(ValueError, match="y has shape"):
+        MMPS(prior, Identity((D,)), normal(ROWS, 4), 0.1)
+    with pytest.raises(ValueError, match="negative"):
+        PiGDM(prior, Identity((D,)), normal(ROWS, D), -0.1)

@@ -1,0 +1,167 @@
+"""`bench_restore`: figures that can be had in another way, reasons where there are none, and going on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from undiffuse.denoisers.mixture import GaussianDenoiser
+from undiffuse.errors import UndiffuseError
+from undiffuse.metrics import energy_distance, psnr
+from undiffuse.models.model import Model
+from undiffuse.noise import KeyedNoise
+from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.registry import make_schedule
+from undiffuse.spec import DataSpec
+from undiffuse.tasks.restore.bench import bench_restore, figures, measure, measured_part
+from undiffuse.tasks.restore.bench_results import EXACT, BenchRow, RestoreBench
+from undiffuse.tasks.restore.bench_words import operator_text, split_operators
+from undiffuse.tasks.restore.exact import exact_posterior
+from undiffuse.tasks.restore.peak_memory import PeakMemory
+
+_SHAPE = (1, 4, 4)
+
+
+def normals(count: int, *shape: int, seed: int = 0) -> Tensor:
+    return KeyedNoise(seed, range(count)).normal("data", 0, shape, torch.float64)
+
+
+def gaussian() -> Model:
+    spec = DataSpec(kind="image", shape=_SHAPE, range=(0.0, 1.0))
+    cov = 0.2 * torch.eye(16, dtype=torch.float64) + 0.1
+    process = GaussianProcess(make_schedule("vp"))
+    return Model(GaussianDenoiser(torch.zeros(_SHAPE, dtype=torch.float64), cov, process, spec=spec), spec)
+
+
+def data(count: int = 3) -> Tensor:
+    return 0.45 * normals(count, *_SHAPE)
+
+
+def mask() -> Mask:
+    return Mask(_SHAPE, torch.tensor([1.0, 0.0, 1.0, 1.0]).expand(1, 4, 4))
+
+
+def test_rows_hold_what_the_metrics_say_and_the_exact_posterior_comes_first():
+    model, clean = gaussian(), data()
+    found = bench_restore(model, clean, {"holes": mask()}, ["ddrm", "red-diff"], [5], noise_std=0.2, samples=4)
+    assert [row.key for row in found.rows] == [("holes", EXACT, 0), ("holes", "ddrm", 5), ("holes", "red-diff", 5)]
+    trial = measure("holes", mask(), clean, 0.2, 0, model)
+    assert not bool(trial.y[..., 1].any())  # no noise where nothing was measured
+    exact = exact_posterior(model.denoiser, trial.y, mask(), 0.2)
+    assert found.rows[0].psnr_mean == pytest.approx(float(psnr(exact.mean, clean).mean()))
+    assert found.rows[0].exact_spread == pytest.approx(1.0, abs=0.5)  # 48 numbers in groups: their variance of 1/3 each
+    ddrm = found.rows[1]
+    assert (ddrm.nfe, ddrm.nfe_grad) == (5, 0)
+    assert ddrm.seconds is not None and ddrm.seconds > 0
+    assert ddrm.residual_ratio == pytest.approx(ddrm.residual / 0.2)
+    assert all(row.energy is not None and row.mean_distance is not None for row in found.rows)
+
+
+def test_figures_are_those_of_samples():
+    model, clean = gaussian(), data()
+    trial = measure("holes", mask(), clean, 0.2, 0, model)
+    samples = clean + 0.1 * normals(4 * 3, *_SHAPE, seed=1).view(4, 3, *_SHAPE)
+    got = figures(trial, samples)
+    by_hand = torch.stack([psnr(one, clean) for one in samples])
+    assert got["psnr"] == pytest.approx(float(by_hand.mean()))
+    assert got["consistency"] == pytest.approx(float((mask()(samples[:, 0]) - trial.y[0]).abs().mean()), rel=0.5)
+    assert got["exact_spread"] == pytest.approx(float(samples.var(0).mean() / trial.exact.variance.mean()))
+    each = [energy_distance(samples[:, i], trial.reference[:, i]) for i in range(3)]
+    assert got["energy"] == pytest.approx(sum(each) / 3)
+    apart = (samples.mean(0) - trial.exact.mean).square().sum((1, 2, 3)).mean()
+    assert got["mean_distance"] == pytest.approx(float(apart))
+    single = figures(trial, samples[:1])
+    assert "spread" not in single and "energy" not in single
+
+
+def test_what_cannot_be_done_is_a_row_with_the_reason_and_the_rest_goes_on():
+    found = bench_restore(gaussian(), data(1), {"noise": Identity(_SHAPE)}, ["repaint", "ddrm"], [3, 4], samples=2)
+    assert [(row.method, bool(row.failure)) for row in found.rows[1:]] == [
+        ("repaint", True),
+        ("repaint", True),
+        ("ddrm", False),
+        ("ddrm", False),
+    ]
+    ((method, where, reason),) = found.failures()
+    assert (method, where) == ("repaint", "noise") and "mask" in reason
+    assert "Not done:\n\n- repaint on noise: " in found.markdown()
+    assert len(found.table()) == 3 and len(found.table()[0]) == len(found.columns)
+
+
+def test_rows_that_are_there_are_not_computed_again():
+    model, clean, operators = gaussian(), data(1), {"noise": Identity(_SHAPE)}
+    kept: list[RestoreBench] = []
+    first = bench_restore(model, clean, operators, ["ddrm"], [3], samples=2, keep=kept.append)
+    assert [len(found.rows) for found in kept] == [1, 2]
+    marked = RestoreBench(rows=tuple(replace(row, psnr=99.0) for row in first.rows))
+    read = RestoreBench.from_json(json.loads(json.dumps(marked.to_json())))
+    assert read == marked
+    kept.clear()
+    second = bench_restore(model, clean, operators, ["ddrm"], [3, 4], samples=2, before=read, keep=kept.append)
+    assert [row.psnr == 99.0 for row in second.rows] == [True, True, False]
+    assert len(kept) == 1
+
+
+def test_noise_lies_where_the_operator_measures():
+    z = normals(2, *_SHAPE)
+    torch.testing.assert_close(measured_part(mask(), z), mask()(z))
+    torch.testing.assert_close(measured_part(Identity(_SHAPE), z), z)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("inpaint50", "inpaint:random,missing=0.5"),
+        ("sr4", "downsample:factor=4"),
+        ("sr", "downsample:factor=2"),
+        ("blur1.5", "blur:gaussian,sigma=1.5,boundary=reflect"),
+        ("denoise", "denoise"),
+        ("blur:uniform,9", "blur:uniform,9"),
+    ],
+)
+def test_words_of_operators(word, text):
+    assert operator_text(word) == text
+
+
+def test_lists_of_operators():
+    assert split_operators("inpaint50, sr2") == ["inpaint50", "sr2"]
+    assert split_operators("blur:gaussian,sigma=2|downsample:4; sr2,jpeg5") == [
+        "blur:gaussian,sigma=2|downsample:4",
+        "sr2",
+        "jpeg5",
+    ]
+    with pytest.raises(ValueError, match=r"'impaint50' is unknown.*Did you mean 'inpaintN'"):
+        operator_text("impaint50")
+
+
+def test_peak_memory_sees_a_large_tensor():
+    with PeakMemory() as memory:
+        big = torch.ones(64 * 2**20, dtype=torch.uint8)
+        del big
+    assert memory.mib is None or memory.mib > 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["redif"]}, "method 'redif' is unknown"),
+        ({"steps": [0]}, "at least 1"),
+        ({"noise_std": -0.1}, "noise_std=-0.1"),
+        ({"operators": {}}, "0 operators"),
+    ],
+)
+def test_bad_input_is_refused(changes, words):
+    given = {"operators": {"noise": Identity(_SHAPE)}, "methods": ["ddrm"], "steps": [3]} | changes
+    with pytest.raises(ValueError, match=words):
+        bench_restore(gaussian(), data(1), **given)
+
+
+def test_other_files_are_refused():
+    with pytest.raises(UndiffuseError, match="no results of bench-restore"):
+        RestoreBench.from_json({"format": "other"})
+    assert BenchRow(operator="a", method="b", steps=1).key == ("a", "b", 1)

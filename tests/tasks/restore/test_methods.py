@@ -1,0 +1,223 @@
+"""What restorers must be: consistent without noise, exact for Gaussian data, plain samplers where told nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.guidance.test_measurement import ByAutograd
+from tests.oracles.continuous import process_of, spec_mixture
+from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
+from undiffuse.guidance.push import GradientPush
+from undiffuse.metrics.energy import sliced_wasserstein
+from undiffuse.noise import KeyedNoise
+from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.operators.noise import GaussianNoise
+from undiffuse.operators.sensing import Matrix
+from undiffuse.operators.separable import Downsample
+from undiffuse.process.grids import make_grid
+from undiffuse.sampling.ddim import DDIM
+from undiffuse.sampling.loop import sample
+from undiffuse.sampling.plan import Renoise
+from undiffuse.sampling.pushed import Pushed
+from undiffuse.sampling.travel import Travelling
+from undiffuse.tasks.restore.exact import dense, exact_posterior
+from undiffuse.tasks.restore.pushed import misfit_descent
+from undiffuse.tasks.restore.registry import make_restorer
+from undiffuse.tasks.restore.restorer import Problem
+
+VP = process_of("vp")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return KeyedNoise(seed, range(shape[0])).normal("data", 0, tuple(shape[1:]), torch.float64)
+
+
+def image_prior() -> GaussianDenoiser:
+    root = normal(16, 16, seed=1) / 4
+    return GaussianDenoiser(normal(1, 1, 4, 4, seed=2)[0], root @ root.T + 0.05 * torch.eye(16).double(), VP)
+
+
+def problem(prior, operator, y: Tensor, sy: float, **more) -> Problem:
+    return Problem(
+        denoiser=prior, y=y, operator=operator, noise_std=sy, shape=operator.in_shape, dtype=torch.float64, **more
+    )
+
+
+MASK = (torch.arange(16).reshape(1, 4, 4) % 3 > 0).double()
+
+
+@pytest.mark.parametrize("name", ["ddnm", "ddrm", "repaint", "mcg", "ilvr", "ddnm+"])
+def test_without_noise_the_answer_fits_exactly(name: str) -> None:
+    operators = [Mask((1, 4, 4), MASK)] + ([] if name == "repaint" else [Downsample((1, 4, 4), 2)])
+    for operator in operators:
+        y = operator(normal(2, 1, 4, 4, seed=3))
+        x = make_restorer(name).solve(problem(image_prior(), operator, y, 0.0), KeyedNoise(0, range(2)), 8).x
+        assert (operator(x) - y).abs().max() < 1e-5
+
+
+def test_matched_moments_are_exact_in_three_levels() -> None:
+    """A Gaussian prior: mean and covariance within 5 standard errors of 40 000 draws (false alarm below 1e-4)."""
+    rows, sy = 40_000, 0.3
+    root = normal(3, 3, seed=1)
+    prior = GaussianDenoiser(normal(1, 3, seed=2)[0], root @ root.T + 0.1 * torch.eye(3).double(), VP)
+    operator = Matrix((3,), normal(2, 3, seed=3))
+    y = normal(1, 2, seed=4)
+    exact = exact_posterior(prior, y, operator, sy)
+    restorer = make_restorer("daps-moments", iterations=4)
+    x = restorer.solve(problem(prior, operator, y.expand(rows, 2), sy), KeyedNoise(0, range(rows)), 3).x
+    cov = exact.covs[0, 0]
+    error = (cov.diagonal() / rows).sqrt()
+    assert ((x.mean(0) - exact.mean[0]).abs() < 5 * error).all()
+    spread = (cov.diagonal()[:, None] * cov.diagonal() + cov**2) / rows
+    assert ((x.T.cov() - cov).abs() < 5 * spread.sqrt() + 1e-3).all()
+
+
+def test_matched_moments_without_information_are_the_plain_sampler() -> None:
+    """y with noise 1e4, isotropic: the same draws as around the plain mean."""
+    prior = image_prior()
+    operator, y = Identity((1, 4, 4)), normal(2, 1, 4, 4)
+    restorer = make_restorer("daps-moments", covariance="isotropic")
+    far, farther = (
+        restorer.solve(problem(prior, operator, seen, 1e4), KeyedNoise(0, range(2)), 5).x for seen in (y, y + 1)
+    )
+    torch.testing.assert_close(far, farther, rtol=0, atol=1e-3)
+
+
+def test_dps_without_a_push_is_ancestral_sampling_bit_for_bit() -> None:
+    prior, operator = image_prior(), Mask((1, 4, 4), MASK)
+    y, noise = operator(normal(2, 1, 4, 4, seed=3)), KeyedNoise(0, range(2))
+    ours = make_restorer("dps", scale=0.0).solve(problem(prior, operator, y, 0.1), noise, 10).x
+    options = {"noise": noise, "shape": (1, 4, 4), "grid": make_grid(VP.schedule, 10, "t"), "dtype": torch.float64}
+    assert torch.equal(ours, sample(prior, solver=DDIM(eta=1.0), **options).x)
+
+
+def test_dps_pushes_along_the_gradient_by_the_state() -> None:
+    prior, operator = image_prior(), Downsample((1, 4, 4), 2)
+    y, x = operator(normal(2, 1, 4, 4, seed=3)), normal(2, 1, 4, 4, seed=5).requires_grad_()
+    loss = (y - operator(prior(x, 0.5).mean)).flatten(1).norm(dim=1).sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    task = problem(prior, operator, y, 0.1)
+    pushing = GradientPush(prior, lambda mean, x, t: 0.7 * misfit_descent(task, mean))
+    with torch.no_grad():
+        push = pushing(x.detach(), 0.5).extras["push"]
+    torch.testing.assert_close(push, -0.7 * gradient)
+    law = problem(prior, operator, y, 0.1, noise_model=GaussianNoise(0.1))  # the same law, by its likelihood
+    mean = prior(x, 0.5).mean.detach()
+    torch.testing.assert_close(misfit_descent(law, mean), misfit_descent(task, mean))
+
+
+@pytest.mark.parametrize("name", ["dps", "pigdm", "pigdm-step", "mmps", "mcg", "ddrm", "diffpir", "dds", "tds"])
+def test_the_network_is_asked_once_a_step(name: str) -> None:
+    prior = ByAutograd(image_prior())
+    operator = Mask((1, 4, 4), MASK)
+    y = operator(normal(2, 1, 4, 4, seed=3))
+    solution = make_restorer(name).solve(problem(prior, operator, y, 0.1), KeyedNoise(0, range(2)), 6)
+    assert prior.asked == 6
+    assert solution.nfe == (6 * 128 if name == "tds" else 6)
+
+
+def test_own_noise_halves_the_spread_of_projections() -> None:
+    """DDNM with the noise of the network against that of the projected answer, on data that are half measured."""
+    prior, operator = correlated(), Mask((8,), (torch.arange(8) % 2).double())
+    y = operator(prior.sample_data(normal(1, 8, seed=3), torch.zeros(1))).expand(512, 8)
+    noise = KeyedNoise(0, range(512))
+    own, new = (
+        make_restorer("ddnm", eps=eps).solve(problem(prior, operator, y, 0.0), noise, 50).x.var(0).mean()
+        for eps in ("own", "new")
+    )
+    exact = exact_posterior(prior, y[:1], operator, 0.0).variance.mean()
+    assert own < 0.6 * new
+    assert 0.5 < own / exact < 2
+
+
+def correlated() -> MixtureDenoiser:
+    place = torch.arange(8).double()
+    cov = 0.3 * torch.exp(-((place[:, None] - place) ** 2) / 4) + 0.01 * torch.eye(8).double()
+    return GaussianDenoiser(torch.zeros(8).double(), cov, VP)
+
+
+def test_time_travel_goes_down_and_up_in_groups() -> None:
+    grid = make_grid(VP.schedule, 5, "t")
+    plan = Travelling(solver=DDIM(eta=1.0), jump=2, repeats=3).plan(VP, grid)
+    moves = [(entry.t, entry.s, isinstance(entry, Renoise)) for entry in plan.entries]
+    down, up = grid.tolist(), lambda low, high: (down[high], down[low], True)
+    group = [(down[0], down[1], False), (down[1], down[2], False)]
+    assert moves[:8] == [*group, up(0, 2), *group, up(0, 2), *group]
+    assert moves[-5:] == [(down[4], down[5], False), up(4, 5)] * 2 + [(down[4], down[5], False)]
+    assert len({entry.step for entry in plan.entries}) == len(plan.entries)  # noise of its own for each
+    once = Travelling(solver=DDIM(eta=1.0), jump=2, repeats=1)
+    options = {"noise": KeyedNoise(0, range(2)), "shape": (8,), "grid": grid, "dtype": torch.float64}
+    plain = sample(correlated(), solver=DDIM(eta=1.0), **options).x
+    assert torch.equal(sample(correlated(), solver=once, **options).x, plain)
+
+
+def test_a_pushed_solver_leaves_frozen_elements() -> None:
+    pushing = GradientPush(correlated(), lambda mean, x, t: torch.ones_like(x), jacobian=False)
+    grid = torch.tensor([[[1.0, 0.0]], [[0.5, 0.0]], [[0.0, 0.0]]]).repeat_interleave(4, 2).double()
+    options = {"noise": KeyedNoise(0, [0]), "shape": (8,), "grid": grid, "dtype": torch.float64}
+    start = normal(1, 8)
+    found = sample(pushing, solver=Pushed(solver=DDIM(eta=1.0)), start=start, **options).x
+    assert torch.equal(found[:, 4:], start[:, 4:])
+
+
+def ambiguous() -> tuple[MixtureDenoiser, Matrix, Tensor, float]:
+    """The spec's 2-D mixture with a measurement that cuts between modes."""
+    operator = Matrix((2,), torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+    return spec_mixture(VP), operator, torch.tensor([[0.5]], dtype=torch.float64), 0.3
+
+
+def test_particles_find_the_weights_of_modes() -> None:
+    """512 particles: W2 to the exact posterior 0.04 to 0.07 in the spec, Gaussian moments 0.2; 0.12 is between."""
+    prior, operator, y, sy = ambiguous()
+    exact = exact_posterior(prior, y, operator, sy).sample(KeyedNoise(9, [0]), 1024)[:, 0]
+    task = problem(prior, operator, y.expand(1024, 1), sy, samples=1024, data_var=1.0)
+    found = make_restorer("tds", particles=1024).solve(task, KeyedNoise(0, range(1024)), 50).x
+    assert sliced_wasserstein(found.numpy(), exact.numpy(), p=2) < 0.12
+
+
+def test_particles_without_a_twist_are_importance_sampling() -> None:
+    """The filter's answers are draws of the prior, chosen by their likelihood alone."""
+    prior, operator, y, sy = ambiguous()
+    task = problem(prior, operator, y.expand(256, 1), sy, samples=256)
+    noise = KeyedNoise(0, range(256))
+    found = make_restorer("tds", particles=256, twisted=False).solve(task, noise, 20).x
+    plain = sample(
+        prior,
+        noise=noise,
+        shape=(2,),
+        solver=FlatNormals(eta=1.0),
+        grid=make_grid(VP.schedule, 20, "t"),
+        dtype=torch.float64,
+    ).x
+    distance = torch.cdist(found, plain)
+    assert distance.min(1).values.max() < 1e-6
+    share = torch.softmax(-0.5 * ((y - operator(plain)) / sy).square()[:, 0], 0)
+    counts = torch.bincount(distance.argmin(1), minlength=256)
+    assert (counts - 256 * share).abs().max() < 1  # systematic resampling: never off by one or more
+
+
+class FlatNormals(DDIM):
+    """DDIM with the draws that the filter makes."""
+
+    def draw(self, entry, x, noise):
+        drawn = noise.normal("step", entry.step, (1, x[0].numel()), torch.float64).reshape(x.shape)
+        return None if entry.noise is None else drawn
+
+
+def test_the_exact_posterior_agrees_with_counting() -> None:
+    """Moments of prior draws weighed by their likelihood, within 5 standard errors of an effective 10^4."""
+    prior, operator, y, sy = ambiguous()
+    noise = KeyedNoise(3, range(200_000))
+    x = prior.sample_data(noise.normal("data", 0, (2,), torch.float64), noise.uniform("class", 0, ())).reshape(-1, 2)
+    share = torch.softmax(-0.5 * ((y - operator(x)) / sy).square()[:, 0], 0)
+    exact = exact_posterior(prior, y, operator, sy)
+    effective = float(1 / share.square().sum())
+    mean = share @ x
+    assert ((mean - exact.mean[0]).abs() < 5 * (exact.variance[0] / effective).sqrt()).all()
+    variance = share @ (x - mean) ** 2
+    torch.testing.assert_close(variance, exact.variance[0], rtol=5 * (3 / effective) ** 0.5, atol=0)
+    drawn = exact.sample(KeyedNoise(4, [0]), 50_000)[:, 0]
+    torch.testing.assert_close(drawn.var(0), exact.variance[0], rtol=0.05, atol=0)
+    assert dense(Mask((2,), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))).shape == (2, 2, 2)
