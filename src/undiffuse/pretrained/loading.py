@@ -1,0 +1,357 @@
+"""Folders and hub ids of diffusers become models."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from undiffuse.codecs.options import PretrainedCodecOptions
+from undiffuse.errors import CheckpointError, PlanError
+from undiffuse.models.scheduled import SCHEDULER
+from undiffuse.pretrained.consistency import ConsistencyMap, read_consistency
+from undiffuse.pretrained.denoiser import DiffusersDenoiser
+from undiffuse.pretrained.families import BARE, FAMILIES, Family, classes_of, labels_of
+from undiffuse.pretrained.network import DiffusersNetwork
+from undiffuse.pretrained.options import PretrainedOptions
+from undiffuse.pretrained.readers import Reader
+from undiffuse.pretrained.refusals import check_code, check_known, check_pickles
+from undiffuse.spec import DataSpec
+
+if TYPE_CHECKING:
+    from undiffuse.codecs.pretrained import PretrainedCodec
+    from undiffuse.models.model import Model
+
+_INDEX, _CONFIG, _SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_HUB = re.compile(r"(hf://?)?([\w.-]+/[\w.-]+)")  # one slash where it went through a Path
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub's owner/name where `name` means one: with hf:// before it, or owner/name that is no path here."""
+    found = _HUB.fullmatch(name)
+    if found is None or (not found[1] and Path(name).parts[0] in (".", "..")):
+        return None
+    return found[2] if found[1] or not Path(name).parent.exists() else None
+
+
+def is_bare(folder: Path) -> bool:
+    """Whether a folder holds a network of diffusers without a pipeline."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "_diffusers_version" in config
+
+
+def is_diffusers(name: str) -> bool:
+    """Whether a name means a pipeline or network of diffusers: a folder of one, or a hub id."""
+    folder = Path(name)
+    return (folder / _INDEX).is_file() or is_bare(folder) or (not folder.exists() and hub_id(name) is not None)
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of a pipeline of the hub, fetched with its safetensors only, or as it was fetched before.
+
+    Raises:
+        CheckpointError: The hub cannot be reached, or has no such pipeline.
+    """
+    diffusers = _diffusers(name)
+    try:
+        return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
+    except Exception as error:  # the hub's client raises a dozen kinds, of several libraries
+        reason = _first_line(error).split(" (")[0][:120]
+        raise CheckpointError(
+            f"there is no folder {name!r}, and no pipeline of that name could be fetched from the hub ({reason}). "
+            f"Without a network, copy the pipeline's folder here and give its path: undiffuse.load('FOLDER')."
+        ) from error
+
+
+def load_diffusers(folder: Path, options: PretrainedOptions) -> Model:
+    """Load the folder of a pipeline, or of a single network.
+
+    Raises:
+        CheckpointError: An unknown class, a missing part, a pickle, foreign code, or diffusers or peft is not there.
+    """
+    if (folder / _INDEX).is_file():
+        return _load_pipeline(folder, read_json(folder / _INDEX), options)
+    return _load_bare(folder, options)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the model again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no JSON object; copy the model again.")
+    return found
+
+
+def _load_pipeline(folder: Path, index: dict[str, Any], options: PretrainedOptions) -> Model:
+    name = index.get("_class_name")
+    check_code(folder, index)
+    check_known(folder, "pipeline", name, [*FAMILIES, "VQDiffusionPipeline"])
+    family = FAMILIES[str(name)]
+    parts = [part for part, what in index.items() if isinstance(what, list) and what[0] is not None]
+    check_pickles(folder, [part for part in parts if part not in _UNUSED])
+    with _explained(folder):
+        pipe = _read_pipeline(folder, str(name), index, options)
+        _adapt(pipe, family, options)
+        return _compiled(_model(folder, pipe, family, str(name), index, options), options)
+
+
+def _read_pipeline(folder: Path, name: str, index: dict[str, Any], options: PretrainedOptions) -> Any:
+    diffusers = _diffusers(str(folder))
+    without: dict[str, Any] = {part: None for part in _UNUSED if part in index}
+    if "safety_checker" in without:
+        without["requires_safety_checker"] = False
+    dtype = getattr(torch, str(options.dtype).removeprefix("torch."))
+    pipe = getattr(diffusers, name).from_pretrained(
+        str(folder), use_safetensors=True, dtype=dtype, local_files_only=True, **without
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _adapt(pipe: Any, family: Family, options: PretrainedOptions) -> None:
+    """Pass on what diffusers does to a pipeline: adapters, slicing, devices."""
+    if options.lora:
+        _load_lora(pipe, options)
+    if options.slicing:
+        pipe.enable_attention_slicing()
+        if getattr(pipe, "vae", None) is not None:
+            pipe.vae.enable_slicing()
+    if options.offload != "none":
+        device = {} if options.device is None else {"device": options.device}
+        offload = pipe.enable_model_cpu_offload if options.offload == "model" else pipe.enable_sequential_cpu_offload
+        offload(**device)
+    elif options.device is not None:
+        pipe.to(options.device)
+
+
+def _load_lora(pipe: Any, options: PretrainedOptions) -> None:
+    path = Path(options.lora).expanduser()
+    if importlib.util.find_spec("peft") is None:
+        raise CheckpointError(f"lora={options.lora} needs peft: pip install peft.")
+    if not hasattr(pipe, "load_lora_weights"):
+        raise CheckpointError(f"lora={options.lora}: a {type(pipe).__name__} takes no LoRA weights; leave lora out.")
+    if not path.exists():
+        raise CheckpointError(f"lora={options.lora} does not exist; give a folder or a safetensors file.")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise CheckpointError(f"lora={options.lora} is no safetensors file; pickles are refused.")
+    pipe.load_lora_weights(str(path), use_safetensors=True)
+    pipe.fuse_lora(lora_scale=options.lora_scale)
+
+
+def _model(
+    folder: Path, pipe: Any, family: Family, name: str, index: dict[str, Any], options: PretrainedOptions
+) -> Model:
+    network = getattr(pipe, family.part)
+    config = _scheduler_config(folder, options, folder / "scheduler" / _SCHEDULE)
+    size = (options.size or image_size(pipe, network, family),) * 2
+    reader = family.reader(pipe, size)
+    classes = classes_of(network, index.get("id2label"))
+    channels = pipe.vae.config.in_channels if family.latent else network.config.in_channels
+    spec = DataSpec(
+        kind="image", shape=(channels, *size), range=(0, 255), classes=classes, cond=getattr(reader, "conditions", {})
+    )
+    codec = _codec(folder, pipe, spec) if family.latent else None
+    asked = inspect.signature(type(pipe).__call__).parameters
+    defaults: dict[str, Any] = {"steps": asked["num_inference_steps"].default}
+    if family.scale:
+        defaults["guidance"] = float(asked[family.scale].default)
+    return _assemble(
+        pipe,
+        DiffusersNetwork(network, family.ask, (codec.latent if codec else spec).channels),
+        reader,
+        config,
+        spec,
+        codec,
+        defaults=defaults,
+        info={"pipeline": name, "source": str(folder), "load": _said(options)},
+        family=family,
+    )
+
+
+def _load_bare(folder: Path, options: PretrainedOptions) -> Model:
+    diffusers = _diffusers(str(folder))
+    name = read_json(folder / _CONFIG).get("_class_name")
+    check_known(folder, "network", name, BARE)
+    check_pickles(folder, [""])
+    beside = (folder / _SCHEDULE, folder.parent / "scheduler" / _SCHEDULE)
+    config = _scheduler_config(folder, options, *beside)
+    with _explained(folder):
+        dtype = getattr(torch, str(options.dtype).removeprefix("torch."))
+        network = getattr(diffusers, str(name)).from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
+        network = network.to(options.device) if options.device is not None else network
+        side = options.size or network.config.sample_size
+        if not isinstance(side, int):
+            raise ValueError(f"sample_size is {side}; say it: load(folder, size=64)")
+        spec = DataSpec(
+            kind="image",
+            shape=(network.config.in_channels, side, side),
+            range=(0, 255) if str(name) == "UNet2DModel" else None,  # others make latents of an unknown codec
+            classes=classes_of(network),
+        )
+        consistent = config.get("_class_name") == "CMStochasticIterativeScheduler"
+        family = FAMILIES["ConsistencyModelPipeline" if consistent else "DDPMPipeline"]
+        model = _assemble(
+            network,
+            DiffusersNetwork(network, BARE[str(name)], spec.channels),
+            labels_of(network),
+            config,
+            spec,
+            None,
+            defaults={} if not consistent else {"steps": 1},
+            info={"pipeline": str(name), "source": str(folder), "load": _said(options)},
+            family=family,
+        )
+        return _compiled(model, options)
+
+
+def _compiled(model: Model, options: PretrainedOptions) -> Model:
+    return model.compile() if options.compile else model
+
+
+def _assemble(
+    held: Any,
+    network: DiffusersNetwork,
+    reader: Reader,
+    config: dict[str, Any],
+    spec: DataSpec,
+    codec: PretrainedCodec | None,
+    *,
+    defaults: dict[str, Any],
+    info: dict[str, Any],
+    family: Family,
+) -> Model:
+    """Put network, process and codec together."""
+    from undiffuse.models.model import Model
+    from undiffuse.sampling.diffusers_setup import from_diffusers
+
+    state = codec.latent if codec else spec
+    if family.kind == "consistency":
+        process, data_std = read_consistency(config)
+        jump = ConsistencyMap(network, process, reader, spec=state, data_std=data_std, held=held)
+        return Model(jump.eval(), spec, defaults, info, codec)
+    try:
+        setup = from_diffusers(config, mu=0.0)
+    except PlanError as error:
+        raise CheckpointError(
+            f"{info['source']}: {error} Give the config of another scheduler on the same noise levels: "
+            f"load(folder, scheduler='scheduler_config.json')."
+        ) from error
+    denoiser = DiffusersDenoiser(
+        network,
+        setup.process,
+        setup.prediction,
+        reader,
+        spec=state,
+        data_std=setup.data_std,
+        total=int(config.get("num_train_timesteps", 1000)),
+        held=held,
+    )
+    plain = {key: value for key, value in config.items() if key in ("_class_name",) or not key.startswith("_")}
+    defaults[SCHEDULER] = {"config": plain, "per_step": family.per_step, "patch": _patch(network)}
+    return Model(denoiser.eval(), spec, defaults, info, codec)
+
+
+def _said(options: PretrainedOptions) -> dict[str, Any]:
+    """Return the options that change what a model says, as plain JSON types; not those of where and how it runs."""
+    plain = PretrainedOptions()
+    names = ("dtype", "lora", "lora_scale", "scheduler", "size")
+    said = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(plain, name)}
+    return {name: str(value) if isinstance(value, Path | torch.dtype) else value for name, value in said.items()}
+
+
+def _codec(folder: Path, pipe: Any, spec: DataSpec) -> PretrainedCodec:
+    from undiffuse.codecs.pretrained import PretrainedCodec
+
+    return PretrainedCodec(spec, PretrainedCodecOptions(path=str(folder)), pipe.vae)
+
+
+def image_size(pipe: Any, network: Any, family: Family) -> int:
+    """Return the side of a pipeline's images in pixels."""
+    side = getattr(pipe, "default_sample_size", None) or network.config.get("sample_size")
+    if isinstance(side, list | tuple) and side[0] == side[1]:
+        side = side[0]
+    if not isinstance(side, int):
+        raise ValueError(f"sample_size is {side}; say the size in pixels: load(folder, size=512)")
+    return side * (2 ** (len(pipe.vae.config.block_out_channels) - 1) if family.latent else 1)
+
+
+def _patch(network: DiffusersNetwork) -> int:
+    """Return how many latents a token of the network spans, on an axis; Flux counts packed latents."""
+    if type(network.network).__name__ == "FluxTransformer2DModel":
+        return 2
+    return int(network.network.config.get("patch_size") or 1)  # type: ignore[union-attr, operator]
+
+
+def _scheduler_config(folder: Path, options: PretrainedOptions, *places: Path) -> dict[str, Any]:
+    given = options.scheduler
+    if isinstance(given, dict):
+        return given
+    if given is not None:
+        path = Path(given).expanduser()
+        return read_json(path / _SCHEDULE if path.is_dir() else path)
+    place = next((path for path in places if path.is_file()), None)
+    if place is None:
+        raise CheckpointError(
+            f"{folder} says nothing about its noise levels; give the scheduler it was trained for: load(folder, "
+            f"scheduler='scheduler_config.json')."
+        )
+    return read_json(place)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Name the folder in what goes wrong, and keep the libraries from drawing bars."""
+    try:
+        with _without_bars():
+            yield
+    except ImportError as error:
+        raise CheckpointError(f"{folder} needs a library that is not here ({_first_line(error)}).") from error
+    except (OSError, KeyError, ValueError, AttributeError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({_first_line(error)}); every part must be there, whole and as safetensors."
+        ) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _diffusers(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise CheckpointError(f"{name} needs diffusers: pip install 'undiffuse[pretrained]' ({error}).") from error
+    return diffusers
