@@ -9,6 +9,7 @@ All pictures but "choice" take about four minutes on one core, and that one five
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -29,11 +30,23 @@ from torch import Tensor
 import undiffuse as ud
 from undiffuse.analysis import choose_solver
 from undiffuse.data import open_data, split
+from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.guidance import Autoguidance, ClassifierFreeGuidance, ClassifierGuidance, Thresholding
+from undiffuse.guidance.categorical import Sharpen, Truncate
+from undiffuse.guidance.temperature import Temperature
 from undiffuse.images import image_grid
 from undiffuse.metrics.energy import energy_distance
+from undiffuse.papers.masked_diffusion import binary_joint, entropy, first_step
+from undiffuse.papers.opening_laws import corrected_law, first_hitting_law
+from undiffuse.papers.published_strides import PublishedStrides, strided_law
+from undiffuse.papers.restoring import digits_bench
+from undiffuse.papers.token_chains import conditional, small_joint, token_chain, total_variation
+from undiffuse.papers.token_groups import grouped_law
+from undiffuse.papers.vq_codebook import base_codec
+from undiffuse.process.draw import FLOAT32_GUMBEL_BOUND
 from undiffuse.process.grids import known, uniform_grid
 from undiffuse.report.plots import error_by_evaluations, loss_weights, weight_curves
+from undiffuse.report.restore_bench import spread_figure
 from undiffuse.report.solvers import solver_curves
 from undiffuse.sampling.constraints import Constraint, Replacement
 
@@ -52,6 +65,22 @@ class Drawn(NamedTuple):
 
 
 # -- the digits model -------------------------------------------------------------------------------
+
+
+def draw_readings(model: ud.Model) -> Drawn:
+    """Noised digits, and their posterior means where the network's answers are read as each prediction type."""
+    denoiser, kinds = model.denoiser, ("v", "noise", "data", "velocity")
+    x = model.encode(model.sample(12, seed=0))
+    noise = ud.KeyedNoise(1, range(12)).normal("probe", 0, tuple(x.shape[1:]))
+    t = float(denoiser.process.schedule.time(-torch.log(torch.tensor(1.2, dtype=torch.float64))))
+    noisy = denoiser.process.corrupt(x, t, noise)
+    with torch.no_grad():
+        raw = denoiser(noisy, t).raw
+    means = [denoiser.process.mean_from(kind, raw, noisy, t) for kind in kinds]
+    panels = [ink_on_paper(part, 3, (-1.0, 1.0)) for part in (noisy, *means)]
+    titles = ["noisy", *(f"read as\n{kind}" for kind in kinds)]
+    errors = {kind: round(float(((mean - x) ** 2).mean()), 3) for kind, mean in zip(kinds, means, strict=True)}
+    return Drawn(picture_panels(panels, titles, ()), {"sigma/alpha": 1.2, "squared error": errors})
 
 
 def draw_digits(model: ud.Model) -> Drawn:
@@ -154,7 +183,7 @@ def picture_panels(panels: list[np.ndarray], titles: list[str], rows: tuple[str,
 
 
 def stacked_panels(panels: list[np.ndarray], titles: list[str], columns: list[str]) -> Figure:
-    """Pictures under each other, with a label per column above the first."""
+    """Pictures under each other, with a time per column above the first, where there are any."""
     height, width = panels[0].shape[:2]
     block, left = height + 34, 40
     figure = pixel_figure(width + left + 10, len(panels) * block + 26)
@@ -163,7 +192,8 @@ def stacked_panels(panels: list[np.ndarray], titles: list[str], columns: list[st
         paste(figure, panel, left, bottom)
         write(figure, title, left + 2, bottom + height + 6, va="bottom", ha="left")
     above = len(panels) * block + 4
-    write(figure, "t =", left - 6, above, va="bottom", ha="right")
+    if columns:
+        write(figure, "t =", left - 6, above, va="bottom", ha="right")
     for column, name in enumerate(columns):
         write(figure, name, left + (column + 0.5) * width / len(columns), above, va="bottom", ha="center")
     return figure
@@ -385,6 +415,190 @@ def draw_distilled() -> Drawn:
     return Drawn(figure, numbers)
 
 
+def draw_token_laws() -> Drawn:
+    """Exact errors of token chains by calls, and what truncation, purity and temperature cost in variety."""
+    table = small_joint()
+    figure, (errors, trades) = plot_figure(2, width=7.2, height=2.9)
+    counts, numbers = (2, 4, 6, 8, 11, 16, 26, 51), {}
+    kinds = {"absorbing": "masks", "mask-replace": "masks, 0.1 replaced", "uniform": "replaced only"}
+    for (kind, label), colour in zip(kinds.items(), ("blue", "green", "amber"), strict=True):
+        denoiser = JointDenoiser(table, ud.CategoricalProcess(kind, 3))
+        values = [total_variation(token_chain(denoiser, 3, n).law(), table) for n in counts]
+        errors.loglog(counts, values, "o-", color=COLOURS[colour], markersize=3, linewidth=1.3, label=label)
+        numbers[label] = values
+        if kind == "mask-replace":
+            solvers = [PublishedStrides(skip=skip) for skip in (9, 3, 1)]
+            released = [total_variation(strided_law(denoiser, solver), table) for solver in solvers]
+    dashed = {"color": COLOURS["red"], "markersize": 4, "linewidth": 1.3, "label": "released code"}
+    errors.loglog((11, 26, 51), released, "s--", **dashed)
+    errors.set_xticks([2, 4, 8, 16, 32], ["2", "4", "8", "16", "32"])
+    errors.minorticks_off()
+    errors.set_xlabel("calls")
+    errors.set_ylabel("total variation")
+    errors.legend(frameon=False, fontsize=7, labelcolor="linecolor")
+    base = JointDenoiser(table, ud.CategoricalProcess("absorbing", 3))
+    rules = {
+        "truncation": [Truncate(base, rate) for rate in (1.0, 0.95, 0.9, 0.86, 0.8, 0.7, 0.5)],
+        "purity": [Sharpen(base, strength) for strength in (0.0, 0.5, 1.0, 2.0, 4.0)],
+        "temperature": [Temperature(base, value) for value in (1.0, 0.8, 0.6, 0.4, 0.3)],
+    }
+    for (label, wrapped), colour in zip(rules.items(), ("blue", "green", "amber"), strict=True):
+        laws = [grouped_law(denoiser, (1, 1, 1), "purity") for denoiser in wrapped]
+        points = [(-float(torch.xlogy(p, p).sum()), float((p * table.log()).sum())) for p in laws]
+        trades.plot(*zip(*points, strict=True), "o-", color=COLOURS[colour], markersize=3, linewidth=1.3, label=label)
+        numbers[label] = points
+    trades.set_xlabel("entropy of the samples, nats: variety")
+    trades.set_ylabel("their mean true log p: precision")
+    trades.legend(frameon=False, fontsize=7, labelcolor="linecolor")
+    return Drawn(figure, {**numbers, "released code": released})
+
+
+def draw_openings() -> Drawn:
+    """Exact errors of six tokens by calls and order, and what float32 draws make of a vocabulary."""
+    denoiser = JointDenoiser(binary_joint(), ud.CategoricalProcess("absorbing", 2))
+    figure, (errors, entropies) = plot_figure(2, width=7.2, height=2.9)
+    calls, numbers = range(1, 6), {}
+    for order, colour in ((1, "blue"), (2, "green")):
+        found = [total_variation(first_hitting_law(denoiser, n, order=order), denoiser.table) for n in calls]
+        errors.semilogy(calls, found, "o-", color=COLOURS[colour], markersize=3, linewidth=1.3, label=f"order {order}")
+        numbers[f"order {order}"] = found
+    law = first_hitting_law(denoiser, 3)
+    mended = [total_variation(law, denoiser.table)]
+    for _ in range(3):
+        law = corrected_law(law, denoiser)
+        mended.append(total_variation(law, denoiser.table))
+    dashed = {"color": COLOURS["red"], "markersize": 3, "linewidth": 1.3, "label": "3 calls, then corrections"}
+    errors.semilogy(range(3, 7), mended, "s--", **dashed)
+    errors.set_xlabel("calls for six tokens; six are exact")
+    errors.set_ylabel("total variation")
+    errors.legend(frameon=False, fontsize=7, labelcolor="linecolor")
+    counts = [10**power for power in range(1, 7)]
+    for classes, colour in ((1000, "blue"), (50_257, "amber")):
+        p = torch.arange(1, classes + 1, dtype=torch.float64).reciprocal()
+        p /= p.sum()
+        found = [entropy(first_step(p, n, FLOAT32_GUMBEL_BOUND)[0]) for n in counts]
+        entropies.semilogx(counts, found, "o-", color=COLOURS[colour], markersize=3, linewidth=1.3)
+        entropies.axhline(entropy(p), color=COLOURS[colour], linewidth=0.8, linestyle=":")
+        below = {"xytext": (0, -10), "textcoords": "offset points", "fontsize": 7, "ha": "right"}
+        entropies.annotate(f"{classes} tokens", (counts[-1], entropy(p)), **below)
+        numbers[f"{classes} tokens"] = found
+    entropies.set_xlabel("steps of ancestral sampling")
+    entropies.set_ylabel("entropy of a drawn token, nats")
+    return Drawn(figure, {**numbers, "corrections": mended})
+
+
+def draw_completion() -> Drawn:
+    """Distance of completions to the exact conditional, by passes of replacement, and with given tokens."""
+    table, passes = small_joint(), (1, 2, 4, 8, 16, 32)
+    patterns: list[dict[int, int]] = [{0: 0}, {1: 1}, {2: 2}, {0: 0, 1: 1}, {0: 2, 2: 0}, {1: 0, 2: 2}]
+    figure, (axes,) = plot_figure(1, width=5.6, height=2.9)
+    kinds = {"uniform": "replaced only", "absorbing": "masks", "mask-replace": "masks, 0.1 replaced"}
+    numbers: dict[str, Any] = {}
+    for (kind, label), colour in zip(kinds.items(), ("amber", "blue", "green"), strict=True):
+        denoiser = JointDenoiser(table, ud.CategoricalProcess(kind, 3))
+        truths = [conditional(table, pattern) for pattern in patterns]
+        chains = [token_chain(denoiser, 3, 64, pattern) for pattern in patterns]
+        given = [token_chain(denoiser, 3, 64, pattern, "clamp").law() for pattern in patterns]
+
+        def distance(laws: list[Tensor], truths: list[Tensor] = truths) -> float:
+            return sum(map(total_variation, laws, truths)) / len(truths)
+
+        values = [distance([chain.law(count) for chain in chains]) for count in passes]
+        style = {"color": COLOURS[colour], "linewidth": 2.8 if kind == "absorbing" else 1.3}  # two lines nearly meet
+        axes.loglog(passes, values, "o-", markersize=3, label=label, **style)
+        axes.axhline(distance(given), linestyle="--", **style)
+        numbers[label] = {"replacement": values, "given": distance(given)}
+    axes.set_xticks(passes, list(map(str, passes)))
+    axes.minorticks_off()
+    axes.set_xlabel("times that each step is taken")
+    axes.set_ylabel("total variation")
+    axes.legend(frameon=False, fontsize=7, labelcolor="linecolor")
+    return Drawn(figure, numbers)
+
+
+def draw_codebook() -> Drawn:
+    """Held-out digits, and their reconstructions by a codec as it is and with a codebook that was rebuilt (minutes)."""
+    training, held_out = split(open_data("digits"))
+    old = base_codec(training)
+    made = ud.refit_codebook(old, training, held_out=held_out, steps=0)
+    x = held_out.batch(torch.arange(12))["x"]
+    panels, titles = [ink_on_paper(x, len(x), (-1.0, 1.0))], ["digits that were held out"]
+    for title, codec, health in (("as trained", old, made.before), ("rebuilt", made.codec, made.rebuilt)):
+        with torch.no_grad():
+            panels.append(ink_on_paper(codec.decode(codec.encode(x)), len(x), (-1.0, 1.0)))
+        titles.append(f"{title}: {health.usage:.0%} of {health.codes} codes used, squared error {health.error:.4f}")
+    return Drawn(
+        stacked_panels(panels, titles, []), {"before": made.before.to_json(), "rebuilt": made.rebuilt.to_json()}
+    )
+
+
+def draw_operators() -> Drawn:
+    """One photograph of scikit-learn under every operator that gives a picture."""
+    from sklearn.datasets import load_sample_image
+
+    from undiffuse.operators import OPERATORS, parse_operator
+    from undiffuse.operators.view import pictures_of
+
+    side, wide, tall, columns = 64, 108, 88, 6
+    photo = torch.from_numpy(load_sample_image("flower.jpg").copy()[60:380, 190:510]).permute(2, 0, 1)[None] / 127.5 - 1
+    x = torch.nn.functional.interpolate(photo, size=(side, side), mode="area")
+    asked = {"blur:motion": "blur:motion,15", "mri": "mri:radial", "ct": "ct:60", "lowlight": "lowlight:0.1"}
+    left_out = ("mask", "blur:kernel", "scale", "average-frames", "cs:hadamard", "cs:dct", "cs:gaussian")
+    tiles = {"the photograph": x[0]}
+    for name in (name for name in OPERATORS if name not in left_out):
+        item = x.mean(1, keepdim=True) if name in ("mri", "ct", "phase-retrieval") else x
+        made = parse_operator(asked.get(name, name), tuple(item.shape[1:]))
+        tiles[name] = pictures_of(made, made(item)[0])[-1]
+    rows = -(-len(tiles) // columns)
+    figure = pixel_figure(columns * wide, rows * tall)
+    for number, (name, picture) in enumerate(tiles.items()):
+        across, up = number % columns * wide + 4, (rows - 1 - number // columns) * tall
+        scale = max(1, side // picture.shape[-1])
+        pixels = image_grid(picture[None].float(), pad=0, scale=scale, bounds=(-1.0, 1.0))
+        colours = np.broadcast_to(pixels if pixels.ndim == 3 else pixels[..., None], (*pixels.shape[:2], 3))
+        off = max(0, (len(colours) - side) // 2)
+        figure.figimage(colours[off : off + side, off : off + side], across, up + 16, origin="upper")
+        write(figure, name, across, up + 3)
+    return Drawn(figure, {"operators": len(tiles) - 1})
+
+
+_METHODS = {"mmps": 50, "pigdm": 50, "ddrm": 50, "diffpir": 50, "dps": 50, "repaint": 30, "red-diff-quality": 200}
+"""Restorers of the pictures, and their steps."""
+
+
+def draw_spread() -> Drawn:
+    """PSNR of one sample against the spread, digits with half of the pixels missing and their exact prior."""
+    bench = digits_bench(quick=False, seed=0)
+    trial = bench.trial("inpaint50", 0.05)
+    rows = [bench.exact(trial), *(bench.row(trial, name, name, steps) for name, steps in _METHODS.items())]
+    figure = spread_figure(rows)
+    assert figure is not None
+    figure.set_facecolor("white")
+    return Drawn(figure, {row.method: [row.psnr, row.exact_spread, row.energy] for row in rows})
+
+
+def draw_restored() -> Drawn:
+    """Digits, what was measured of them, a sample, the mean of eight, and their standard deviation; and RED-diff's."""
+    bench = digits_bench(quick=False, seed=0)
+    bench = dataclasses.replace(bench, clean=bench.clean[:10])
+    trial = bench.trial("inpaint50", 0.05)
+    how: dict[str, Any] = {"noise_std": 0.05, "samples": 8, "batch_size": 80}
+    found = ud.restore(bench.model, trial.y, trial.operator, "mmps", steps=50, **how)
+    sharp = ud.restore(bench.model, trial.y, trial.operator, "red-diff-quality", steps=200, **how)
+    widest = float(found.std.max())
+    rows = {
+        "the truth": trial.clean,
+        "what was measured": torch.where(trial.operator.singulars() > 0, trial.y, -1.0),  # type: ignore[attr-defined]
+        "mmps: one sample": found.samples[0],
+        "mmps: mean of eight": found.mean,
+        "mmps: standard deviation": 2 * found.std / widest - 1,
+        "red-diff-quality: one answer": sharp.samples[0],
+        "red-diff-quality: standard deviation, same scale": 2 * sharp.std / widest - 1,
+    }
+    panels = [ink_on_paper(x.float(), 10, (-1.0, 1.0)) for x in rows.values()]
+    return Drawn(stacked_panels(panels, list(rows), []), {"largest standard deviation": widest})
+
+
 def scatter(axes: Axes, points: Tensor, colour: str, title: str, frame: Tensor) -> None:
     """Points in the square where `frame` has points, axes left out."""
     low, high = frame.amin(0), frame.amax(0)
@@ -452,6 +666,7 @@ def save(figure: Figure, path: Path) -> int:
 OF_MODEL: dict[str, Callable[[ud.Model], Drawn]] = {
     "digits": draw_digits,
     "guidance": draw_guidance,
+    "readings": draw_readings,
     "trajectory": draw_trajectory,
     "tuned": draw_tuned,
     "likelihoods": draw_likelihoods,
@@ -464,6 +679,13 @@ ALONE: dict[str, Callable[[], Drawn]] = {
     "weights": draw_weights,
     "mixture": draw_mixture,
     "distilled": draw_distilled,
+    "codebook": draw_codebook,
+    "token-laws": draw_token_laws,
+    "openings": draw_openings,
+    "completion": draw_completion,
+    "spread": draw_spread,
+    "restored": draw_restored,
+    "operators": draw_operators,
 }
 
 

@@ -24,7 +24,9 @@ from undiffuse.cli import main as command
 from undiffuse.config import resolve
 from undiffuse.distillation import accelerate, distill
 from undiffuse.metrics import Evaluation, evaluate
+from undiffuse.training.codec_run import train_codec
 from undiffuse.training.recipe import RECIPES, Recipe, override_layers, recipe_layer
+from undiffuse.training.refit import refit_codebook
 from undiffuse.training.run import Run, choose, train
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,7 @@ SMALL = {
     "mlp": ("model.width=16",),
     "transformer": ("model.width=16", "model.depth=1", "model.heads=2"),
     "autoencoder": ("codec.width=8", "codec.steps=2", "codec.batch_size=8"),
+    "vq": ("codec.width=8", "codec.steps=2", "codec.batch_size=8", "codec.codes=16"),
 }
 
 
@@ -142,6 +145,16 @@ def short_distill(*arguments: Any, **options: Any) -> Any:
     return distill(*arguments, **{**options, **short})
 
 
+def short_train_codec(*arguments: Any, overrides: Sequence[str] = (), **options: Any) -> Any:
+    """Train a codec as asked, but a small one for two steps."""
+    return train_codec(*arguments, overrides=(*overrides, *SMALL["vq"], "train.preview_every=0"), **options)
+
+
+def short_refit(*arguments: Any, **options: Any) -> Any:
+    """Rebuild a small codebook, and fine-tune for two steps."""
+    return refit_codebook(*arguments, **{**options, "size": 16, "steps": 2, "batch_size": 8})
+
+
 @pytest.mark.parametrize("page", with_blocks("python"))
 @pytest.mark.filterwarnings("ignore:Frechet distance of 20")
 def test_the_python_of_a_page_runs(page: Path, here_without_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +162,8 @@ def test_the_python_of_a_page_runs(page: Path, here_without_runs: Path, monkeypa
     monkeypatch.setattr(ud, "evaluate", short_evaluate)
     monkeypatch.setattr(ud, "accelerate", short_accelerate)
     monkeypatch.setattr(ud, "distill", short_distill)
+    monkeypatch.setattr(ud, "train_codec", short_train_codec)
+    monkeypatch.setattr(ud, "refit_codebook", short_refit)
     monkeypatch.setattr("undiffuse.distillation.mmd_features._EPOCHS", 1)
     monkeypatch.setattr("undiffuse.distillation.mmd_build._WATCHED", 70)
     namespace: dict[str, Any] = {"__name__": "page"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,3 +99,15 @@ def test_a_standard_deviation_that_is_not_positive_is_refused() -> None:
     for std in ((1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))):
         with pytest.raises(ValueError, match="std"):
             DataSpec(kind="vector", shape=(2,), std=std)
+
+
+def test_tokens_may_lie_on_a_grid() -> None:
+    spec = DataSpec(kind="tokens", shape=(6,), grid=(2, 3), vocabulary=tuple("ab"), codebook="0123")
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    for wrong in ((2, 4), (6, 0), (5,)):
+        with pytest.raises(ValueError, match="multiply"):
+            replace(spec, grid=wrong)
+    with pytest.raises(ValueError, match="grid"):
+        DataSpec(kind="image", shape=(1, 2, 3), grid=(2, 3))
+    with pytest.raises(ValueError, match="codebook"):
+        DataSpec(kind="image", shape=(1, 2, 3), codebook="0123")

@@ -33,6 +33,8 @@ STREAMS = (
     "selfcond",
     "path",
     "langevin",
+    "measure",
+    "operator",
 )
 
 _MASK = (1 << 64) - 1

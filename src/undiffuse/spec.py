@@ -7,6 +7,7 @@ Files hold data in *data units* (bytes 0..255, centimetres, token ids); networks
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -98,15 +99,18 @@ class DataSpec:
         classes: Names of the labels, in order of their number.
         vocabulary: For tokens: what each id stands for.
         columns: For a table, tokens of kind (L,): name -> number of values of each column, whose ids follow each other.
+        tokenizer: For tokens of text by a tokenizer of Hugging Face: its JSON; empty for characters and bytes.
         mean: Per-feature mean of unbounded data, over the channel axis (or the vector's axis); empty for 0.
         std: Per-feature standard deviation, likewise; empty for 1.
         cond: Conditions beside the class label, by name.
         rate: Points of a signal, or frames of a video, per second; 0 where unknown or without meaning.
         sizes: Images in buckets: the sizes (H, W) that the data have; `shape` is then the size to take by default.
+        grid: Tokens that lie on a grid: its size, (H, W) for a picture; they follow each other row by row.
+        codebook: Tokens of a codec: the name of the codebook whose numbers they are; empty while it is trained.
 
     Raises:
-        ValueError: The shape does not fit the kind, a range is empty, a standard deviation is not positive, or rate or
-            sizes belong to another kind.
+        ValueError: The shape does not fit the kind, a range is empty, a standard deviation is not positive, or rate,
+            sizes or grid belong to another kind.
     """
 
     kind: Kind
@@ -120,6 +124,9 @@ class DataSpec:
     rate: float = 0.0
     sizes: tuple[tuple[int, int], ...] = ()
     columns: dict[str, int] = field(default_factory=dict)
+    grid: tuple[int, ...] = ()
+    codebook: str = ""
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -144,6 +151,15 @@ class DataSpec:
             raise ValueError(f"rate={self.rate} of {self.kind} data; only signals and video have a rate, above 0.")
         if self.sizes and (self.kind != "image" or any(len(size) != 2 or min(size) < 1 for size in self.sizes)):
             raise ValueError(f"sizes={self.sizes} of {self.kind} data; only images have sizes, (height, width) each.")
+        if self.grid and (self.kind != "tokens" or min(self.grid) < 1 or prod(self.grid) != self.shape[0]):
+            raise ValueError(
+                f"grid={self.grid} of {self.kind} data of shape {self.shape}; only tokens have a grid, whose sizes "
+                f"multiply to their number."
+            )
+        if self.tokenizer and (self.kind != "tokens" or self.columns or self.grid):
+            raise ValueError(f"a tokenizer was given for {self.kind} data that are no text; leave it out.")
+        if self.codebook and self.kind != "tokens":
+            raise ValueError(f"codebook={self.codebook!r} of {self.kind} data; only tokens are numbers of a codebook.")
         self._check_columns()
 
     def _check_columns(self) -> None:

@@ -37,6 +37,7 @@ def test_two_processes_write_the_samples_of_one(undiffuse: Command, tmp_path: Pa
     assert json.loads(two.out) == json.loads(one.out.replace(str(tmp_path / "a"), str(tmp_path / "b")))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(undiffuse: Command, tmp_path: Path):
     words = ("evaluate", "digits", "-n", 300, "--steps", 2, "--metrics", "agreement,frechet", "--json", "--out")
     one, two = undiffuse(*words, tmp_path / "a"), in_two(*words, tmp_path / "b", cwd=tmp_path)
@@ -45,6 +46,7 @@ def test_two_processes_evaluate_as_one(undiffuse: Command, tmp_path: Path):
     assert json.loads(two.out)["rows"] == json.loads(one.out)["rows"]
 
 
+@pytest.mark.slow
 def test_an_error_is_said_once(tmp_path: Path):
     answer = in_two("sample", "digits", "--label", 77, cwd=tmp_path)
     assert answer.code != 0
@@ -52,6 +54,7 @@ def test_an_error_is_said_once(tmp_path: Path):
     assert "label 77 does not exist" in errors(answer)[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_after_a_checkpoint(tmp_path: Path):
     words = ("train", "moons", "model.width=16", "train.steps=1000000", "train.log_every=5", "--out", "run")
     process = start(*words, cwd=tmp_path, processes=2, start_new_session=True)

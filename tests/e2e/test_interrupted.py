@@ -25,7 +25,7 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("training wrote no log in two minutes")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_training_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals):
     process = start(*LONG, cwd=tmp_path)
     wait_for_steps(tmp_path / "run", process)

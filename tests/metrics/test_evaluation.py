@@ -156,7 +156,8 @@ def test_bits_alone_need_no_samples():
     train, held_out = _text()
     model = Coin(train.spec, torch.zeros(0, 20, dtype=torch.int64))
     found = evaluate(model, train, held_out=held_out, metrics="bits")
-    assert model.calls == [] and found.texts == () and len(found.rows) == 3
+    assert model.calls == [] and found.texts == () and len(found.rows) == 4
+    assert found.rows[1].value == pytest.approx(2 ** found.rows[0].value)
 
 
 def test_the_model_and_the_ngrams_read_the_same_held_out_text_however_many_samples_are_drawn():

@@ -68,7 +68,7 @@ def test_states_may_include_the_mask():
     [
         (MLPOptions(), "image", "model=mlp is made for vector data, but this is image data; choose model=unet"),
         (UNET, "vector", "choose model=mlp"),
-        (UNET, "tokens", "choose model=transformer"),
+        (MLPOptions(), "tokens", "choose model=unet or transformer"),
         (TransformerOptions(), "video", "choose model=unet"),
         (UNetOptions(temporal=True), "image", "temporal is for video"),
     ],

@@ -5,6 +5,7 @@ import torch
 
 from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
+from undiffuse.networks.rope import axial_rotary
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.transformer_block import NeighbourMixing
 
@@ -120,3 +121,30 @@ def test_a_transformer_with_neighbours_works_at_any_length():
     network = Transformer(5, 6, width=16, depth=1, heads=2, neighbours=3)
     for length in (1, 4, 11):
         assert network(torch.zeros(2, length, dtype=torch.int64))["out"].shape == (2, length, 5)
+
+
+def test_tokens_on_a_grid_turn_along_rows_and_columns():
+    """Attention sees of two places their difference on each axis: turns of (i, j) split into those of i and of j."""
+    network = build(grid=(3, 4))
+    hidden = torch.zeros(1, 12, 16)
+    turns = network._positions(hidden, 0)
+    expected = axial_rotary((3, 4), 8, like=hidden)
+    assert torch.equal(turns.cos, expected.cos) and torch.equal(turns.sin, expected.sin)
+    line = build()
+    line.load_state_dict(network.state_dict())
+    x = ids(2, 12)
+    assert not torch.allclose(network(x)["out"], line(x)["out"])
+    with pytest.raises(ValueError, match="do not fill the grid"):
+        network(ids(2, 11))
+    with pytest.raises(ValueError, match="axes of the grid"):
+        Transformer(5, 6, width=4, heads=2, grid=(3, 4))
+
+
+def test_neighbours_on_a_grid_are_above_below_left_and_right():
+    mixing = NeighbourMixing(2, 1, grid=(3, 4))
+    x = torch.randn(5, 12, 2, generator=generator())
+    assert torch.equal(mixing(x), x)  # it starts as the identity
+    with torch.no_grad():
+        mixing.convolution.weight[:, :, 0, 1] = 1.0  # the token above
+    above = torch.cat([torch.zeros(5, 4, 2), x[:, :8]], dim=1)
+    torch.testing.assert_close(mixing(x), x + above)

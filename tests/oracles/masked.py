@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.joint import JointDenoiser
-from undiffuse.noise import InjectedNoise, KeyedNoise
+from undiffuse.papers.opening_laws import corrected_law, first_hitting_law
+from undiffuse.papers.token_chains import total_variation
 from undiffuse.process.categorical import CategoricalKind, CategoricalProcess
 from undiffuse.process.keep import KeepSchedule, LinearKeep
 from undiffuse.sampling.ancestral import transition_probs
-from undiffuse.sampling.first_hitting import FirstHitting
 from undiffuse.sampling.plan import row_time
+
+__all__ = ["corrected_law", "first_hitting_law", "total_variation"]  # passed on
 
 
 def seeded_normal(*shape: int) -> Tensor:
@@ -67,42 +69,11 @@ def ancestral_law(denoiser: JointDenoiser, grid: Tensor, law: Tensor | None = No
     return law
 
 
-def first_hitting_law(denoiser: JointDenoiser, steps: int | None = None, start: Tensor | None = None) -> Tensor:
-    """The law of `FirstHitting` from `start` (L,), default all masks, as a table (K,) * L: all orders, all classes.
-
-    The plan is the solver's own, for a batch whose rows are all orders of the places.
-    """
-    process, length = denoiser.process, denoiser.length
-    start = torch.full((length,), process.classes) if start is None else start
-    orders = torch.tensor(list(itertools.permutations(range(length))))
-    noise = InjectedNoise({("order", 0): orders.double() / length}, KeyedNoise(0, range(len(orders))))
-    plan = FirstHitting(steps=steps).prepare(process, None, start.expand(len(orders), -1), noise)
-    opened = [torch.zeros_like(orders, dtype=torch.bool).scatter(1, s.positions, s.active) for s in plan.stages]  # type: ignore[attr-defined]
-    histories, counts = torch.unique(torch.stack(opened, dim=1), dim=0, return_counts=True)  # (H, calls, L)
-    x = all_states(process.states, length)
-    stay = torch.nn.functional.one_hot(x, process.states).double()
-    drawn = torch.cat((denoiser(x, 1.0).probs, torch.zeros(len(x), length, 1, dtype=torch.float64)), dim=-1)
-    total = torch.zeros(len(x), dtype=torch.float64)
-    for history, count in zip(histories, counts.tolist(), strict=True):
-        law = (x == start).all(-1).double()
-        for opens in history:
-            reached = law > 0
-            tokens = torch.where(opens[:, None], drawn[reached], stay[reached])
-            law = law[reached] @ sequence_law(tokens)
-        total += count / len(orders) * law
-    return data_law(total, denoiser)
-
-
 def data_law(law: Tensor, denoiser: JointDenoiser) -> Tensor:
     """The part of a law over states that lies on clean sequences, as a table (K,) * L."""
     process = denoiser.process
     table = law.reshape((process.states,) * denoiser.length)
     return table[(slice(process.classes),) * denoiser.length]
-
-
-def total_variation(p: Tensor, q: Tensor) -> float:
-    """Half the sum of absolute differences."""
-    return 0.5 * float((p - q).abs().sum())
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from scipy.stats import chisquare, kstest
 from tests.oracles.masked import (
     ancestral_law,
     binary_joint,
+    corrected_law,
     data_law,
     first_hitting_law,
     joint_denoiser,
@@ -19,8 +20,9 @@ from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.grids import autoregressive
 from undiffuse.process.keep import KEEP_SCHEDULES, make_keep
-from undiffuse.sampling.first_hitting import FirstHitting, opening_times
+from undiffuse.sampling.first_hitting import FirstHitting
 from undiffuse.sampling.loop import sample
+from undiffuse.sampling.openings import opening_times
 
 
 def test_one_by_one_reproduces_the_joint():
@@ -34,10 +36,58 @@ def test_two_calls_for_three_tokens_have_the_published_error():
     )
 
 
-def test_budgets_have_the_published_errors():
+BUDGETS = {
+    (1, "probabilities"): [0.4054, 0.1838, 0.1014, 0.0632, 0.0200, 0.0],
+    (2, "probabilities"): [0.4054, 0.1135, 0.0520, 0.0310, 0.0200, 0.0],
+    (2, "log"): [0.4054, 0.1351, 0.0653, 0.0400, 0.0200, 0.0],
+    (3, "probabilities"): [0.4054, 0.1135, 0.0514, 0.0356, 0.0200, 0.0],
+    (3, "log"): [0.4054, 0.1351, 0.0640, 0.0424, 0.0200, 0.0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:order=")
+@pytest.mark.parametrize("order, space", BUDGETS)
+def test_budgets_and_orders_have_the_published_errors(order, space):
     denoiser = joint_denoiser(binary_joint())
-    found = [total_variation(first_hitting_law(denoiser, steps), denoiser.table) for steps in range(1, 7)]
-    assert found == pytest.approx([0.4054, 0.1838, 0.1014, 0.0632, 0.0200, 0.0], abs=6e-5)
+    laws = [first_hitting_law(denoiser, steps, order=order, space=space) for steps in range(1, 7)]
+    found = [total_variation(law, denoiser.table) for law in laws]
+    assert found == pytest.approx(BUDGETS[order, space], abs=6e-5)
+    assert found[5] < 1e-12
+
+
+def test_corrections_have_the_published_errors():
+    """After three calls; the law of the correction is that of Gibbs sampling, which the next test holds the code to."""
+    denoiser = joint_denoiser(binary_joint())
+    law, found = first_hitting_law(denoiser, 3), []
+    for _ in range(6):
+        law = corrected_law(law, denoiser)
+        found.append(total_variation(law, denoiser.table))
+    assert [found[i - 1] for i in (1, 2, 4, 6)] == pytest.approx([0.0656, 0.0475, 0.0272, 0.0177], abs=6e-5)
+
+
+def test_corrected_samples_follow_the_corrected_law():
+    """20,000 samples, two places known; chi-square at false-alarm rate 1e-4."""
+    denoiser, count = joint_denoiser(binary_joint()), 20_000
+    start = torch.tensor([1, 2, 2, 0, 2, 2])
+    solver = FirstHitting(steps=1, corrections=2)
+    drawn = sample(
+        denoiser, noise=KeyedNoise(0, range(count)), shape=(6,), solver=solver, start=start.expand(count, -1)
+    )
+    assert drawn.nfe == 3
+    law = first_hitting_law(denoiser, 1, start)
+    for _ in range(2):
+        law = corrected_law(law, denoiser, free=(1, 2, 4, 5))
+    expected = law[1, :, :, 0].flatten()
+    found = torch.bincount(drawn.x[:, [1, 2, 4, 5]] @ torch.tensor([8, 4, 2, 1]), minlength=16)
+    assert chisquare(found.numpy(), (expected / expected.sum() * count).numpy()).pvalue > 1e-4
+
+
+def test_confidence_is_exact_one_at_a_time_only():
+    denoiser = joint_denoiser(binary_joint())
+    assert total_variation(first_hitting_law(denoiser, pick="confidence"), denoiser.table) < 1e-12
+    with pytest.warns(UserWarning, match="not the model's law"):
+        greedy = first_hitting_law(denoiser, 4, pick="confidence")
+    assert total_variation(greedy, denoiser.table) > total_variation(first_hitting_law(denoiser, 4), denoiser.table)
 
 
 def test_one_call_is_the_product_of_marginals():
@@ -57,6 +107,8 @@ def test_known_tokens_are_exact_conditions_and_budgets_have_the_published_errors
     ]
     assert found == pytest.approx([0.198, 0.0725, 0.0382, 0.0, 0.0], abs=6e-4)
     assert max(found[3:]) < 1e-12
+    second = first_hitting_law(joint_denoiser(table), 2, start, order=2)
+    assert total_variation(second, exact) == pytest.approx(0.0495, abs=6e-5)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])

@@ -56,7 +56,7 @@ def test_keep_starts_at_one_exactly_and_falls(name):
     assert bool((keep.diff() < 0).all()) and keep[-1] >= 0
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial"])
+@pytest.mark.parametrize("name", ["linear", "cosine", "root-cosine", "polynomial"])
 def test_own_schedules_end_at_zero_exactly(name):
     assert make_keep(name).keep(torch.tensor(1.0, dtype=torch.float64)) == 0
 
@@ -74,12 +74,14 @@ def test_keep_formulas_at_a_third():
     expected = {
         "linear": 2 / 3,
         "cosine": 0.5,  # 1 - cos(60 degrees)
+        "root-cosine": 0.8619069725856341,  # cos(pi/2 (1/3 + .008) / 1.008) / cos(pi/2 .008 / 1.008)
         "polynomial": 8 / 9,
         "loglinear": 1 - 0.999 / 3,
         "mdlm-cosine": 0.001 + 0.999 * 3**0.5 / 2,
         "cosine-squared": 0.001 + 0.999 * 0.75,
         "mdlm-linear": 0.035673993347252395,  # exp(-10 / 3)
         "geometric": 0.990049833749168,  # exp(-0.01)
+        "vq-diffusion": 0.99999 + 97 / 297 * (0.000009 - 0.99999),  # level 32 1/3 of 0..99
     }
     assert found == pytest.approx(expected, rel=1e-12)
 

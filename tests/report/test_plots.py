@@ -31,6 +31,7 @@ FIGURES = {
     "guidance": lambda: plots.guidance_curve(_guidance()),
     "scatter": lambda: plots.scatter({name: [0.0, 1.0] for name in ("samples_x", "samples_y", "data_x", "data_y")}),
     "nearest": lambda: plots.nearest_histogram([0.1, 0.2, 0.2], [0.2, 0.3, 0.4]),
+    "one point": lambda: plots.labelled_points({"a": (1.0, 2.0)}, "x", "y", at=1.0),
 }
 
 
@@ -38,6 +39,14 @@ FIGURES = {
 def test_figures_are_drawn_on_a_transparent_ground(name):
     pixels = _pixels(FIGURES[name]())
     assert pixels[0, 0, 3] == 0 and (pixels[..., 3] > 128).sum() > 200
+
+
+def test_names_of_points_stand_towards_the_middle():
+    points = {"low": (0.2, 1.0), "middle": (0.9, 3.0), "high": (2.0, 2.0)}
+    (axes,) = plots.labelled_points(points, "spread", "PSNR").axes
+    sides = {text.get_text(): text.get_ha() for text in axes.texts}
+    assert sides == {"low": "left", "middle": "right", "high": "right"}
+    assert [line.get_xdata()[0] for line in axes.lines] == [0.2, 2.0, 0.9]  # by height
 
 
 def test_figures_do_not_touch_pyplot_and_its_global_state():

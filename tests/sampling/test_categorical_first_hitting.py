@@ -23,6 +23,7 @@ from undiffuse.process.keep import CosineKeep
 from undiffuse.sampling.constraints import Known
 from undiffuse.sampling.first_hitting import FirstHitting
 from undiffuse.sampling.loop import SampleResult, sample
+from undiffuse.sampling.openings import group_bounds, opening_times
 
 LENGTH = 6
 MASK = 3
@@ -57,12 +58,13 @@ class Recording(Wrapper):
 
 
 def run(denoiser: Denoiser, items: range = range(5), start: Tensor | None = None, **options: object) -> SampleResult:
-    steps = options.pop("steps", None)
+    names = [name for name in FirstHitting.__dataclass_fields__ if name in options]
+    solver = FirstHitting(**{name: options.pop(name) for name in names})  # type: ignore[arg-type]
     return sample(
         denoiser,
         noise=KeyedNoise(0, items),
         shape=(LENGTH,),
-        solver=FirstHitting(steps=steps),  # type: ignore[arg-type]
+        solver=solver,
         start=start,
         **options,  # type: ignore[arg-type]
     )
@@ -100,6 +102,60 @@ def test_more_steps_than_tokens_are_cut_with_a_warning():
         result = run(joint(), steps=50)
     assert result.nfe == LENGTH
     assert torch.equal(result.x, run(joint()).x)
+
+
+# -- orders, groups, corrections ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_any_order_is_the_exact_sampler_where_masks_open_one_by_one(order):
+    with pytest.warns(UserWarning, match="no effect"):
+        assert torch.equal(run(joint(), order=order).x, run(joint()).x)
+
+
+@pytest.mark.filterwarnings("ignore:order=")
+@pytest.mark.parametrize("options", [{"order": 3}, {"order": 2, "space": "log"}, {"order": 2, "clock": "time"}])
+def test_extrapolated_samples_do_not_depend_on_their_batch(options):
+    """Rows with other numbers of masks, which take other numbers of steps, and corrections after them."""
+    options = {**options, "steps": 3, "corrections": 2}
+    together = run(joint(), start=PREFIXES, **options)
+    for row in range(len(PREFIXES)):
+        alone = run(joint(), range(row, row + 1), start=PREFIXES[row : row + 1], **options)
+        assert torch.equal(alone.x[0], together.x[row])
+        masks = int((PREFIXES[row] == MASK).sum())
+        assert alone.nfe == (min(3, masks) + 2 if masks else 0)
+    known = PREFIXES != MASK
+    assert torch.equal(together.x[known], PREFIXES[known])
+
+
+def test_the_clock_of_time_extrapolates_by_time():
+    """Order 2 with a hand-made answer: p(tau) = p1 + (tau - t1) / (t1 - t0) (p1 - p0), clamped at 0."""
+    solver, process = FirstHitting(steps=2, order=2, clock="time"), CategoricalProcess("absorbing", 3)
+    plan = solver.prepare(process, None, torch.full((1, 4), 3), KeyedNoise(4, range(1)))
+    stage = plan.stages[1]
+    t0, t1 = (float(stage.t) for stage in plan.stages)
+    tau = float(opening_times(process, torch.tensor([4]), KeyedNoise(4, range(1)).uniform("time", 0, (4,)))[0, 3])
+    p0, p1 = (torch.tensor(p, dtype=torch.float64) for p in ([0.5, 0.3, 0.2], [0.6, 0.2, 0.2]))
+    answers = tuple(p.log().expand(1, 4, 3) for p in (p1, p0))
+    found = solver.law(stage, stage.positions, answers)
+    torch.testing.assert_close(found[0, 0], p1)
+    torch.testing.assert_close(found[0, 1], (p1 + (tau - t1) / (t1 - t0) * (p1 - p0)).clamp(min=0))
+
+
+def test_cosine_groups_grow_and_every_evaluation_opens_one_at_least():
+    count = torch.tensor([64, 9, 3, 0])
+    bounds = group_bounds(count, 8, "cosine")
+    widths = bounds.diff(dim=0)
+    assert bounds[-1].tolist() == count.tolist()
+    assert widths[:, 0].tolist() == [1, 4, 6, 8, 9, 12, 12, 12]  # 64 (1 - cos(pi k / 16)) rounded
+    assert (widths[:, 1] > 0).all() and widths[:, 2].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert torch.equal(run(joint(), groups="cosine").x, run(joint()).x)
+
+
+@pytest.mark.parametrize("wrong", [{"order": 4}, {"groups": "even"}, {"space": "logit"}, {"corrections": -1}])
+def test_options_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FirstHitting(**wrong)
 
 
 # -- prefixes -------------------------------------------------------------------------------------

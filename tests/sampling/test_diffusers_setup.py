@@ -204,3 +204,8 @@ def test_what_has_no_counterpart_is_refused() -> None:
         from_diffusers({"_class_name": "UniPCMultistepScheduler"}).grid(1000)
     with pytest.raises(ValueError, match="steps=0"):
         from_diffusers({"_class_name": "DDIMScheduler"}).grid(0)
+
+
+def test_a_table_that_ends_in_pure_noise_begins_there():
+    config = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert from_diffusers(config).grid(4).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])

@@ -19,6 +19,7 @@ from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.training import train
 from undiffuse.training.augment import CONDITION, WIDTHS, Augment, Transform, augmented_spec, make_augment, warp
 from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.degrade import make_transforms
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.recipe import Recipe
 from undiffuse.training.share import Share
@@ -194,7 +195,7 @@ def stream(options: DataOptions, share: Share | None = None, batch_size: int = 8
         seed=0,
         batch_size=batch_size,
         share=share or Share(),
-        augment=make_augment(options, SPEC),
+        transforms=make_transforms(options, SPEC),
     )
 
 
@@ -281,8 +282,8 @@ def trainer(folder: Path) -> Trainer:
     recipe = Recipe(data=DataOptions(augment=0.5), model=network, train=TrainOptions(steps=6, batch_size=8, warmup=1))
     denoiser = build_denoiser(recipe, SPEC)
     objective = make_objective(recipe.objective, denoiser)
-    augment = make_augment(recipe.data, SPEC)
-    return Trainer(denoiser, objective, dataset(), recipe.train, folder, augment=augment)
+    transforms = make_transforms(recipe.data, SPEC)
+    return Trainer(denoiser, objective, dataset(), recipe.train, folder, transforms=transforms)
 
 
 @pytest.mark.slow

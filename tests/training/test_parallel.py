@@ -72,6 +72,7 @@ def figures(folder: Path) -> list[dict]:
 # -- data parallel ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_train_what_one_does(alone: Path, pair: Path, name: str):
     tolerance = RELATIVE["float64" if "float64" in name else "float32"]
@@ -79,6 +80,7 @@ def test_two_processes_train_what_one_does(alone: Path, pair: Path, name: str):
     assert losses(pair, name) == pytest.approx(losses(alone, name), rel=tolerance, abs=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "importance"])
 def test_two_processes_write_the_log_of_one(alone: Path, pair: Path, name: str):
     one, two = figures(alone / name), figures(pair / name)
@@ -92,6 +94,7 @@ def test_two_processes_write_the_log_of_one(alone: Path, pair: Path, name: str):
             assert [b for _, b in seen] == pytest.approx([a for a, _ in seen], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "importance", "tokens"])
 def test_two_processes_write_the_weights_and_averages_of_one(alone: Path, pair: Path, name: str):
     one, two = newest(alone / name).tensors, newest(pair / name).tensors
@@ -108,11 +111,13 @@ def whole(tmp_path_factory) -> list[float]:
     return losses_of(make_trainer(tmp_path_factory.mktemp("whole"), "mlp", steps=70))[50:]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_run_of_one(pair: Path, whole: list[float]):
     # The float32 state of 50 steps differs in its last digits.
     assert losses(pair, "mlp-back-more") == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_the_run_of_two(tmp_path: Path, pair: Path, whole: list[float]):
     shutil.copytree(pair / "mlp", tmp_path / "mlp")
     assert run_scenario(tmp_path, "mlp-more") == pytest.approx(whole, rel=1e-4)
@@ -151,6 +156,7 @@ def test_what_is_drawn_per_batch_is_drawn_for_all_of_it():
 # -- sharded ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_run_trains_what_one_process_does(alone: Path, sharded: Path, name: str):
     assert losses(sharded, name) == pytest.approx(losses(alone, name.removesuffix("-shard")), rel=1e-5, abs=0)
@@ -161,6 +167,7 @@ def test_a_sharded_run_trains_what_one_process_does(alone: Path, sharded: Path, 
     assert max(row["grad_norm"] for row in one if "loss" in row) > peers.DEFAULTS["clip"], "nothing was clipped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_run_writes_the_checkpoint_of_one(alone: Path, sharded: Path, name: str):
     one, two = newest(alone / name.removesuffix("-shard")), newest(sharded / name)
@@ -172,10 +179,12 @@ def test_a_sharded_run_writes_the_checkpoint_of_one(alone: Path, sharded: Path, 
     assert two.facts["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_that_of_one_process(sharded: Path, whole: list[float]):
     assert losses(sharded, "mlp-shard-back-more") == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_a_sharded_run(tmp_path: Path, sharded: Path, whole: list[float]):
     shutil.copytree(sharded / "mlp-shard", tmp_path / "mlp")
     assert run_scenario(tmp_path, "mlp-more") == pytest.approx(whole, rel=1e-4)

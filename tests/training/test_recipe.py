@@ -13,10 +13,10 @@ from undiffuse.config import resolve, to_dict
 from undiffuse.data import TensorDataset
 from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.networks import build_network
-from undiffuse.spec import DataSpec
+from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.training import memory
-from undiffuse.training.augment import augmented_spec
 from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.degrade import told_spec
 from undiffuse.training.memory import Footprint, footprint, require_training_memory
 from undiffuse.training.planning import plan
 from undiffuse.training.recipe import RECIPES, Recipe, changed_keys, choose_recipe, override_layers, recipe_layer
@@ -26,6 +26,7 @@ SPECS = {
     "digits": DataSpec(kind="image", shape=(1, 8, 8), classes=tuple("0123456789")),
     "cifar10": DataSpec(kind="image", shape=(3, 32, 32), range=(0, 255), classes=tuple("abcdefghij")),
     "image": DataSpec(kind="image", shape=(3, 16, 16)),
+    "restoration": DataSpec(kind="image", shape=(3, 16, 16), cond={"source": ConditionSpec(kind="map", width=3)}),
     "latent": DataSpec(kind="image", shape=(4, 8, 8)),
     "video": DataSpec(kind="video", shape=(4, 3, 16, 16)),
     "video-digits": DataSpec(kind="video", shape=(8, 1, 16, 16), classes=tuple("0123456789")),
@@ -33,6 +34,9 @@ SPECS = {
     "table": DataSpec(kind="tokens", shape=(2,), vocabulary=tuple("abcde"), columns={"one": 2, "two": 3}),
     "vector": DataSpec(kind="vector", shape=(5,)),
     "text": DataSpec(kind="tokens", shape=(12,), vocabulary=tuple("abcdef")),
+    "vq-image": DataSpec(kind="tokens", shape=(12,), grid=(3, 4), vocabulary=tuple("abcdef")),
+    "vq-ddm": DataSpec(kind="tokens", shape=(12,), grid=(3, 4), vocabulary=tuple("abcdef")),
+    "vq-diffusion": DataSpec(kind="tokens", shape=(12,), grid=(3, 4), vocabulary=tuple("abcdef")),
 }
 
 
@@ -42,7 +46,8 @@ def test_every_shipped_recipe_builds_for_its_data(name):
     denoiser = build_denoiser(recipe, SPECS[name])
     make_objective(recipe.objective, denoiser)
     assert resolve(Recipe, to_dict(recipe)) == recipe
-    assert name in ("digits", "cifar10", "latent", "video-digits") or choose_recipe(SPECS[name]) == name
+    named_only = ("digits", "cifar10", "latent", "restoration", "video-digits", "vq-image", "vq-ddm", "vq-diffusion")
+    assert name in named_only or choose_recipe(SPECS[name]) == name
 
 
 @pytest.mark.parametrize("name", ["digits", "video-digits"])
@@ -74,7 +79,7 @@ def test_bare_keywords_are_training_options():
     ("layer", "words"),
     [
         ({"model": "transformer"}, "process=categorical"),
-        ({"process": "categorical"}, "model=transformer"),
+        ({"process": "categorical", "model": "mlp"}, "model=transformer"),
         ({"objective": "masked-elbo"}, "denoising"),
         (
             {
@@ -139,8 +144,8 @@ def test_a_path_may_be_spelled_in_several_ways(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_footprint_counts_parameters_exactly_and_builds_nothing(name):
     recipe = resolve(Recipe, recipe_layer(name))
-    states = {"text": 7, "table": 6}.get(name)
-    network = build_network(recipe.model, augmented_spec(SPECS[name], recipe.data), states=states)
+    states = {"text": 7, "table": 6, "vq-image": 7, "vq-ddm": 6, "vq-diffusion": 7}.get(name)
+    network = build_network(recipe.model, told_spec(SPECS[name], recipe.data), states=states)
     parameters = sum(p.numel() for p in network.parameters())
     need = footprint(recipe, SPECS[name])
     assert need.parameters == parameters

@@ -21,7 +21,7 @@ class Likelihood:
         noise_error: Standard error of each `log_p` over probes or draws, (n,); NaN where there is one of them; None
             where nothing is random.
         dims: Elements of an item d (of its latent, where the model has a codec).
-        method: "ode" or "elbo".
+        method: "ode", "elbo", or of networks that read from left to right "exact".
         units: What `log_p` is a density of: "levels" (probability of integers), "data units", "model units" or
             "latents".
         t_min: `log_p` is of the data noised to this time (ode), or the bound ends there (elbo); None for tokens.

@@ -16,7 +16,7 @@ from undiffuse.errors import UndiffuseError
 from undiffuse.events import Advanced, Finished, Listener, Started
 from undiffuse.metrics.energy import energy_distance
 from undiffuse.models.conditions import class_turns, fit_conditions
-from undiffuse.models.guided import apply_wraps, read_guidance
+from undiffuse.models.guided import GUIDANCE_ARGUMENTS, apply_wraps, read_guidance
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.grids import make_grid
@@ -24,7 +24,6 @@ from undiffuse.process.schedules import Schedule
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.solver import Solver
 
-_GUIDES = ("guidance", "guidance_interval", "guidance_rescale", "negative", "autoguide", "classifier", "threshold")
 _SET_STEPS = 100  # of the reference of sets: its error is far below what a set can show
 _NOT_FINITE = "the samples are not finite"
 
@@ -198,8 +197,8 @@ class Bench:
 
     def _guided(self) -> Denoiser:
         """The denoiser as the trials ask it, to count its evaluations."""
-        asked = {key: value for key, value in self.sampling.items() if key in _GUIDES}
-        wanted = read_guidance(self.model, self.n, self.rows, **({"guidance": None} | asked))
+        asked: Any = {key: value for key, value in self.sampling.items() if key in GUIDANCE_ARGUMENTS}
+        wanted = read_guidance(self.model, self.n, self.rows, **asked)
         return wanted.wrap(apply_wraps(self.model.denoiser, self.sampling.get("wrap")))
 
 

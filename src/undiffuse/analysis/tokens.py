@@ -31,6 +31,9 @@ def token_likelihood(
     denoiser: Denoiser = model.denoiser if isinstance(model, Model) else model
     assert isinstance(denoiser.process, CategoricalProcess)
     tokens, device = items.data, model.device if isinstance(model, Model) else items.data.device
+    if isinstance(model, Model) and model.codec is not None:
+        with torch.no_grad():
+            tokens = torch.cat([model.encode(rows) for rows in tokens.split(options.batch_size)])
     if tokens.ndim != 2 or tokens.is_floating_point():
         raise ValueError(
             f"the data are {tokens.dtype} of shape {tuple(tokens.shape)}; expected token ids int64 (n, L)."
@@ -52,18 +55,22 @@ def token_likelihood(
         listener(Advanced(_TASK, high))
     listener(Finished(_TASK))
     bounds = torch.cat(parts, dim=1) * tokens.shape[1]  # (draws, n), nats per item
-    error = bounds.std(0) / len(bounds) ** 0.5 if len(bounds) > 1 else torch.full_like(bounds[0], torch.nan)
+    error: torch.Tensor | None = torch.full_like(bounds[0], torch.nan)
+    if denoiser.causal:
+        error = None  # nothing was drawn
+    elif len(bounds) > 1:
+        error = bounds.std(0) / len(bounds) ** 0.5
     return Likelihood(
         log_p=-bounds.mean(0),
         noise_error=error,
         dims=tokens.shape[1],
-        method="elbo",
+        method="exact" if denoiser.causal else "elbo",
         units="tokens",
         t_min=None,
         t_max=None,
         dequantised=False,
-        nfe=options.draws,
+        nfe=len(bounds),
         passes=0,
         index=items.index,
-        settings={"draws": options.draws, "seed": seed},
+        settings={"draws": len(bounds), "seed": seed},
     )

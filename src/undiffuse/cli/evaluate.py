@@ -20,6 +20,7 @@ Examples:
   undiffuse evaluate runs/digits --guidance 1,1.5,2,3
   undiffuse evaluate runs/digits --guidance 2,4 --threshold dynamic
   undiffuse evaluate runs/text other.txt --json
+  undiffuse evaluate runs/text --reference runs/left-to-right
   undiffuse evaluate runs/cifar train.zip --held-out test.zip -n 5000
   undiffuse evaluate runs/photos --features dinov2:facebook/dinov2-small
 """
@@ -59,6 +60,14 @@ def evaluate(
     held_out: Annotated[
         str | None,
         typer.Option("--held-out", help="Real data not trained on; default: a part of DATA.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Texts: judge samples by this model, which reads from left to right: a run, or one of Hugging Face.",
+            show_default=False,
+        ),
     ] = None,
     cache: Annotated[bool, typer.Option(help="Keep features of real data by networks, and use those kept.")] = True,
     out: Out = None,
@@ -104,6 +113,7 @@ def evaluate(
             held_out=held_out,
             features=features,
             cache=cache,
+            reference=reference,
             listener=listener,
             **sampling,
         )

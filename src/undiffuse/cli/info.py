@@ -13,6 +13,7 @@ from undiffuse.cli.shared import Json
 if TYPE_CHECKING:
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import Found
+    from undiffuse.codecs.codec import Codec
     from undiffuse.data import DataOptions
     from undiffuse.spec import DataSpec
 
@@ -35,6 +36,8 @@ def info(
     """Say what a model, a run, a data set (also: data:digits) or a recipe (recipe:image) is."""
     from undiffuse.cli.output import Output
     from undiffuse.models import BUILTIN
+    from undiffuse.models.codecs import is_codec_alone
+    from undiffuse.pretrained.loading import is_diffusers
 
     output = Output(json)
     kind, colon, rest = name.partition(":")
@@ -47,7 +50,9 @@ def info(
         show_keys(output, rest)
     elif colon and kind == "data":
         _show_data(output, rest)
-    elif name in BUILTIN or path.name == "model.safetensors" or (path / "config.json").is_file():
+    elif is_codec_alone(path):
+        _show_codec(output, name)
+    elif name in BUILTIN or path.name == "model.safetensors" or (path / "config.json").is_file() or is_diffusers(name):
         _show_model(output, name)
     elif (path / "recipe.yaml").is_file():
         _show_unfinished(output, path)
@@ -59,10 +64,42 @@ def _show_model(output: Output, name: str) -> None:
     from undiffuse.cli.places import find_model
 
     found = find_model(name, "cpu")
-    facts = {"model": name, **_spec_facts(found.model.spec), **_network_facts(found)}
+    facts = {"model": name, **_spec_facts(found.model.spec), **_codec_facts(found.model.codec), **_network_facts(found)}
     facts |= _run_facts(found.folder) if found.folder is not None else {}
     output.pairs(facts)
     output.result(facts | {"spec": found.model.spec.to_json(), "defaults": found.model.defaults} | _recipe(found))
+
+
+def _show_codec(output: Output, name: str) -> None:
+    from undiffuse.models.codecs import load_codec
+
+    codec = load_codec(name)
+    facts = {"codec of": name, **_spec_facts(codec.data), **_codec_facts(codec), **_run_facts(Path(name))}
+    output.pairs(facts)
+    output.result(facts | {"spec": codec.data.to_json(), "latent": codec.latent.to_json()})
+
+
+def _codec_facts(codec: Codec | None) -> dict[str, Any]:
+    """Return what a codec makes, and the health of its codebook as its training logged it last."""
+    from undiffuse.training.planning import latent_words
+
+    if codec is None:
+        return {}
+    return {"codec": f"{codec.options.kind}, to latents of {latent_words(codec.latent)}"}
+
+
+def _codebook_facts(folder: Path) -> dict[str, Any]:
+    """Return the health of the codebook at the end of the codec's training, from its log."""
+    from undiffuse.training.log import read_log
+
+    rows = [row for place in (folder, folder / "codec") for row in read_log(place / "log.jsonl") if "codebook" in row]
+    if not rows:
+        return {}
+    last = rows[-1]["codebook"]
+    return {
+        "codebook": f"{last['usage']:.1%} of {last['codes']} codes used, perplexity {last['perplexity']:.1f}, squared "
+        f"error {last['error']:.4g}"
+    }
 
 
 def _recipe(found: Found) -> dict[str, Any]:
@@ -80,7 +117,7 @@ def _show_unfinished(output: Output, path: Path) -> None:
 def _show_data(output: Output, source: str, options: Sequence[str] = ()) -> None:
     from undiffuse.data import open_data
 
-    dataset = open_data(source, _data_options(options) if options else None)
+    dataset = open_data(source, data_options(options) if options else None)
     lines = dataset.summary()
     facts = {"data": source, **_spec_facts(dataset.spec), "items": len(dataset)}
     output.pairs(facts)
@@ -90,7 +127,7 @@ def _show_data(output: Output, source: str, options: Sequence[str] = ()) -> None
     output.result(facts | {"spec": dataset.spec.to_json(), "summary": lines, "problems": problems})
 
 
-def _data_options(words: Sequence[str]) -> DataOptions:
+def data_options(words: Sequence[str]) -> DataOptions:
     """Return how to read data, from texts "data.key=value".
 
     Raises:
@@ -124,6 +161,8 @@ def _some(names: tuple[str, ...] | list[str], most: int = 12) -> str:
 def _network_facts(found: Found) -> dict[str, Any]:
     from undiffuse.models.description import denoiser_to_json
 
+    if "pipeline" in found.model.info:
+        return _pipeline_facts(found)
     described = denoiser_to_json(found.model.module)
     network, process = described["network"], described["process"]
     jumps = {"flow map": _jumps(described["flow_map"])} if "flow_map" in described else {}
@@ -132,6 +171,22 @@ def _network_facts(found: Found) -> dict[str, Any]:
         "process": _process(process, described["parametrisation"]),
         "sampling": ", ".join(f"{key} {value}" for key, value in found.model.defaults.items()) or "defaults",
         "trained on": found.recipe.data.source if found.recipe is not None else "unknown",
+    }
+
+
+def _pipeline_facts(found: Found) -> dict[str, Any]:
+    """Return what a model from diffusers is: its network, its noise levels and its conditions."""
+    model = found.model
+    process, defaults = model.process, dict(model.defaults)
+    scheduler = (defaults.pop("scheduler", None) or {}).get("config", {}).get("_class_name")
+    levels = f"gaussian, {process.schedule.name} schedule" if hasattr(process, "schedule") else "categorical"
+    predicts = f", predicts {model.module.prediction}" if hasattr(model.module, "prediction") else ""
+    sampling = {**({"as": scheduler} if scheduler else {}), **defaults}
+    return {
+        "network": f"{model.info['pipeline']} of diffusers, {model.parameters:,} parameters, encoders of text included",
+        "process": levels + predicts,
+        "conditions": ", ".join(f"{name} ({part.kind})" for name, part in model.spec.conditions.items()) or "none",
+        "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()) or "defaults",
     }
 
 
@@ -153,7 +208,7 @@ def _run_facts(folder: Path) -> dict[str, Any]:
     from undiffuse.cli.places import read_run_recipe
     from undiffuse.training.log import read_log
 
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = _codebook_facts(folder)
     rows = [row for row in read_log(folder / "log.jsonl") if row.get("loss") is not None]
     recipe = read_run_recipe(folder)
     if rows and recipe is not None:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from undiffuse.analysis.items import Chosen
     from undiffuse.analysis.results import Likelihood
     from undiffuse.cli.places import Found
-    from undiffuse.data import Dataset
 
 EPILOG = """\b
 Examples:
@@ -69,7 +68,7 @@ def likelihood(
     from undiffuse.analysis.likelihood import log_likelihood
     from undiffuse.analysis.options import LikelihoodOptions
     from undiffuse.cli.output import Output
-    from undiffuse.cli.places import find_model
+    from undiffuse.cli.places import find_model, open_held_out
 
     output = Output(json)
     options: dict[str, Any] = {
@@ -88,7 +87,7 @@ def likelihood(
     }
     LikelihoodOptions(**options)  # refuses at once, before anything is loaded
     found = find_model(model, device)
-    dataset, what = _data(found, data)
+    dataset, what = open_held_out(found, data)
     items = choose_items(dataset, n, seed)
     output.say(f"{len(items.data)} of {len(dataset)} items{what}")
     with output.progress() as listener:
@@ -98,23 +97,6 @@ def likelihood(
     output.table(result.columns, result.table(), numeric=(1, 2))
     written = _write(found, result, items, out if out is not None else found.home)
     output.finish(f"The report is {written['report']}", result.to_json() | {"model": model} | written)
-
-
-def _data(found: Found, source: str | None) -> tuple[Dataset, str]:
-    """Return the data set, of what the model was trained on the part that was held out; and words for people."""
-    from undiffuse.cli.places import open_data_of
-    from undiffuse.data import split
-    from undiffuse.metrics.bench import check_fit
-
-    dataset, holdout = open_data_of(found, source)
-    check_fit(found.model.spec, dataset.spec)
-    trained = None if found.recipe is None else found.recipe.data.source
-    if source not in (None, trained):
-        return dataset, ""
-    held_out = split(dataset, holdout)[1]
-    if len(held_out) == 0:
-        return dataset, ", which the model was trained on: none were held out"
-    return held_out, " that were held out of training"
 
 
 def _write(found: Found, result: Likelihood, items: Chosen, folder: Path) -> dict[str, Any]:

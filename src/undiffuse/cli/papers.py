@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ EPILOG = """\b
 Examples:
   undiffuse papers
   undiffuse papers principles
+  undiffuse papers masked-diffusion --data tinyshakespeare.txt
   undiffuse papers mmd-ddm --out results/mmd --json
 """
 
@@ -30,6 +32,12 @@ def papers(
         Path | None, typer.Option("--out", help="Folder of the result; default: papers/NAME.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="What to train on, of papers that train on given data, such as a text.", show_default=False
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version: to try it, not for figures.")] = False,
     json: Json = False,
 ) -> None:
@@ -42,7 +50,7 @@ def papers(
 
     output = Output(json)
     if name is not None:
-        _reproduce(output, name, out or Path("papers") / name, seed, quick)
+        _reproduce(output, name, out or Path("papers") / name, seed, quick, data)
         return
     rows = [(key, paper.title, f"{paper.minutes} min", paper.source) for key, paper in PAPERS.items()]
     output.table(("name", "paper", "takes", "source"), rows, (2,))
@@ -51,11 +59,15 @@ def papers(
     )
 
 
-def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool) -> None:
+def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool, data: str | None) -> None:
     from undiffuse.papers.catalogue import find_paper, load_reproduction
     from undiffuse.training.folder import make_folder
 
     paper = find_paper(name)
+    reproduction = load_reproduction(paper)
+    if data is not None and "data" not in signature(reproduction).parameters:
+        raise ValueError(f"--data {data} has no use for {name}, which makes its own data; leave it out.")
+    given = {} if data is None else {"data": data}
     folder = make_folder(out)
 
     def keep(study: Study) -> None:
@@ -67,7 +79,7 @@ def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool) -> 
 
     output.say(f"{paper.title}. {paper.claim} About {paper.minutes} minutes on two cores.")
     with output.progress() as listener:
-        study = load_reproduction(paper)(quick=quick, seed=seed, listener=listener, keep=keep)
+        study = reproduction(quick=quick, seed=seed, listener=listener, keep=keep, **given)
     output.say(study.tally())
     written = _write(study, name, paper, folder)
     output.finish(f"The page is {written['report']}", {"paper": name, **written, **study.to_json()})

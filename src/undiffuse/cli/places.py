@@ -39,7 +39,8 @@ class Found:
     @property
     def home(self) -> Path:
         """Where results about the model go unless told otherwise."""
-        return self.folder if self.folder is not None else RUNS / self.name
+        is_here = self.folder is not None and self.folder.is_dir()  # a name on the hub is no folder
+        return self.folder if is_here and self.folder is not None else RUNS / safe_name(self.name)
 
 
 def find_model(name: str, device: str = "auto", dtype: torch.dtype | None = None) -> Found:
@@ -105,6 +106,26 @@ def open_data_of(found: Found, source: str | None) -> tuple[Dataset, float | Non
         return open_data(trained_on.source, trained_on, spec=found.model.spec), trained_on.holdout
     assert source is not None
     return open_data(source, spec=found.model.spec), None
+
+
+def open_held_out(found: Found, source: str | None) -> tuple[Dataset, str]:
+    """Return the data set, of what the model was trained on the part that was held out; and words for people.
+
+    Raises:
+        DataError: See `open_data_of`.
+    """
+    from undiffuse.data import split
+    from undiffuse.metrics.bench import check_fit
+
+    dataset, holdout = open_data_of(found, source)
+    check_fit(found.model.spec, dataset.spec)
+    trained = None if found.recipe is None else found.recipe.data.source
+    if source not in (None, trained):
+        return dataset, ""
+    held_out = split(dataset, holdout)[1]
+    if len(held_out) == 0:
+        return dataset, ", which the model was trained on: none were held out"
+    return held_out, " that were held out of training"
 
 
 def safe_name(text: str) -> str:

@@ -22,9 +22,12 @@ Examples:
   undiffuse sample digits --label 3 --guidance 2 --steps 20
   undiffuse sample digits --label 3 --guidance 2 --negative label=8 --threshold dynamic
   undiffuse sample digits --guidance 3 --guidance-interval 0.3,3 --solver ddim --solver-option eta=1
-  undiffuse sample runs/text --prefix "The river "
+  undiffuse sample runs/text --prefix "The river " --length 1000
+  undiffuse sample runs/text --solver first-hitting --steps 32 --solver-option order=2
   undiffuse sample runs/captioned --cond caption="a red square" --guidance 3
   undiffuse sample runs/videos --format mp4
+  undiffuse sample models/stable-diffusion --prompt "a red square" -n 4
+  undiffuse sample runs/vq --label 3 --guidance 3 --truncation 0.86 --purity 1 --tokens-per-call 10 --steps 25
 """
 
 
@@ -49,6 +52,10 @@ def sample(
             "embedding: depth=FILE; repeated, values of one name take turns.",
             show_default=False,
         ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Short for --cond prompt=TEXT; repeated, they take turns.", show_default=False),
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
@@ -94,6 +101,22 @@ def sample(
         str | None,
         typer.Option(help="Bound every answer to the data's range: static, dynamic or none.", show_default=False),
     ] = None,
+    truncation: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens: keep the likeliest classes that together reach this share; 1 is all.", show_default=False
+        ),
+    ] = None,
+    purity: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens: sharpen sure ones so strongly and open them first, by token-budget.", show_default=False
+        ),
+    ] = None,
+    tokens_per_call: Annotated[
+        int | None,
+        typer.Option(help="Tokens: most that open with one evaluation, by token-budget.", show_default=False),
+    ] = None,
     solver: Solver = None,
     solver_option: Annotated[
         list[str] | None,
@@ -114,6 +137,20 @@ def sample(
         typer.Option(help="When a step is final there, in units of its noise; default 0.1.", show_default=False),
     ] = None,
     prefix: Annotated[str | None, typer.Option(help="Text that every sample begins with.", show_default=False)] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Texts: tokens of a sample; more than in training is fine.", show_default=False)
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Longer texts: new tokens per window; default: half of it.", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Tokens: below 1 sharper than the model, above 1 flatter.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Tokens: keep the likeliest so many classes of each.", show_default=False)
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Images: height and width in pixels, such as 96x64.", show_default=False),
@@ -141,6 +178,7 @@ def sample(
     from undiffuse.models.processes import Processes
 
     output = Output(json)
+    cond = [*(cond or []), *(f"prompt={text}" for text in prompt or [])]
     weights = weight_dtype(dtype)
     processes = Processes.join()
     with processes.agree():
@@ -157,6 +195,9 @@ def sample(
         guides = read_guides(asked, found.model, n, conditions, device, weights)
         settings |= {"size": read_size(size)} if size else {}
         settings |= read_parallel(parallel, parallel_tol)
+        tokens: dict[str, Any] = {"truncation": truncation, "purity": purity, "tokens_per_call": tokens_per_call}
+        tokens |= {"length": length, "stride": stride, "temperature": temperature, "top_k": top_k}
+        settings |= {key: value for key, value in tokens.items() if value is not None}
         loaded = load_conditions(conditions, found.model.state_spec_at(settings.get("size")))
     with output.progress() as listener:
         result = sample_split(

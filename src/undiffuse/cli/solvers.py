@@ -18,6 +18,7 @@ EPILOG = """\b
 Examples:
   undiffuse solvers
   undiffuse solvers --on digits
+  undiffuse solvers --restore
   undiffuse solvers --on runs/photos --evaluations 8 --guidance 2 --save 8
 """
 _COLUMNS = ("solver", "order", "evaluations a step", "random", "for", "needs", "what it is", "source")
@@ -52,6 +53,9 @@ def solvers(
         float | None, typer.Option(help="With --on: guidance scale; it costs two evaluations.", show_default=False)
     ] = None,
     threshold: Annotated[str | None, typer.Option(help="With --on: as in sample.", show_default=False)] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="List the methods of undiffuse restore: needs and costs.")
+    ] = False,
     save: Annotated[
         int | None,
         typer.Option(
@@ -73,6 +77,10 @@ def solvers(
     from undiffuse.cli.output import Output
 
     output = Output(json)
+    if restore:
+        if on is not None:
+            raise ValueError("--restore lists methods and --on tries solvers of sampling; bench-restore tries methods.")
+        return _list_restorers(output)
     if on is None:
         given: dict[str, Any] = {
             "--solver": solver,
@@ -116,6 +124,25 @@ def solvers(
     written = _write(choice, out if out is not None else found.home)
     line = f"The report is {written['report']}" + (f"; {saved} is now the model's default" if saved else "")
     output.finish(line, choice.to_json() | written | {"saved": saved})
+
+
+def _list_restorers(output: Output) -> None:
+    """Print the table of restoration methods, without torch."""
+    from dataclasses import asdict
+
+    from undiffuse.tasks.restore.catalogue import FACTS
+
+    rows = []
+    for name, f in FACTS.items():
+        what = f"{f.what} (experimental)" if f.experimental else f.what
+        needs = ", ".join(need for need in f.needs if need != "codec")
+        needs = f"latent model{', ' if needs else ''}{needs}" if "codec" in f.needs else needs
+        marks = ("yes" if f.noise else "", "yes" if f.gradient else "")
+        rows.append((name, needs, *marks, f.cost, what, f.source.split(", ")[-1]))
+    columns = ("method", "operator", "noise", "gradient", "passes a step", "what it is", "source")
+    output.table(columns, rows)
+    facts = [{"name": name} | asdict(row) for name, row in FACTS.items()]
+    output.finish(f"{len(rows)} methods; undiffuse restore MODEL PICTURE --method NAME uses one", {"methods": facts})
 
 
 def _list(output: Output) -> None:

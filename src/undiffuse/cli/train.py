@@ -20,12 +20,16 @@ Recipes, chosen by the look of the data unless named:
   cifar10       natural images of 32 x 32 pixels, for an accelerator (named only)
   image         pictures from a folder or .zip; class folders become labels
   latent        the same on the latents of an autoencoder (named only)
+  restoration   a walk from spoilt pictures to clean ones, by pairs or data.degrade (named only)
   video         clips from a folder of GIFs, movies or frames
   video-digits  the digits, moving (built in)
   signals       windows of sound or other signals: a folder of .wav
   vector        points and feature vectors: .npy, .npz, .csv
   text          characters or bytes of a text file, by masked diffusion
   table         a .csv table of categories, by masked diffusion
+  vq-image      pictures as tokens of a vector-quantised codec (named only)
+  vq-ddm        the same with random tokens for noise and a U-Net (named only)
+  vq-diffusion  the same with masks and random tokens for noise (named only)
 
 \b
 The most used keys (undiffuse train --keys lists all):
@@ -108,6 +112,9 @@ def read_words(words: list[str], recipe: str | None, out: Path | None) -> Target
         typer.BadParameter: Nothing to train on is named, or more than one thing.
         ConfigError: The word is neither data nor a recipe, and looks like a recipe's name.
     """
+    if any(word.startswith("recipe=") for word in words):
+        recipe = next(word.partition("=")[2] for word in words if word.startswith("recipe="))
+        words = [word for word in words if not word.startswith("recipe=")]
     named = [word for word in words if "=" not in word or Path(word).exists()]
     overrides = [word for word in words if word not in named]
     if len(named) > 1:

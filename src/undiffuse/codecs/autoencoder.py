@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from undiffuse.codecs.codec import SPATIAL_AXES, Codec
-from undiffuse.codecs.options import AutoencoderOptions
+from undiffuse.codecs.options import AutoencoderOptions, VQOptions
 from undiffuse.networks.convolution import ResidualBlock, Upsample, convolution, group_norm
 from undiffuse.spec import DataSpec
 
@@ -41,20 +41,7 @@ class Autoencoder(Codec):
 
     def __init__(self, data: DataSpec, options: AutoencoderOptions) -> None:
         super().__init__(data, options, channels=options.channels, factor=2**options.halvings)
-        dims = SPATIAL_AXES[data.kind]
-        widths = [options.width * min(2**level, _WIDEST) for level in range(options.halvings + 1)]
-        self.encoder = _Side(
-            convolution(dims, data.channels, widths[0]),
-            [convolution(dims, fine, coarse, stride=2) for fine, coarse in pairwise(widths)],
-            _blocks(dims, widths, options.blocks),
-            convolution(dims, widths[-1], 2 * options.channels),
-        )
-        self.decoder = _Side(
-            convolution(dims, options.channels, widths[-1]),
-            [_Double(dims, coarse, fine) for coarse, fine in pairwise(reversed(widths))],
-            _blocks(dims, widths[::-1], options.blocks),
-            convolution(dims, widths[0], data.channels),
-        )
+        self.encoder, self.decoder = coding_sides(data, options, 2 * options.channels)
 
     def code(self, x: Tensor) -> Tensor:
         """Return the mean of q(z | x)."""
@@ -78,7 +65,26 @@ class Autoencoder(Codec):
         return Reconstruction(self.decoder(drawn), divergence)
 
 
-class _Side(nn.Module):
+def coding_sides(data: DataSpec, options: AutoencoderOptions | VQOptions, leaving: int) -> tuple[Side, Side]:
+    """Return an encoder from the channels of `data` to `leaving` ones, and a decoder from `options.channels` ones."""
+    dims = SPATIAL_AXES[data.kind]
+    widths = [options.width * min(2**level, _WIDEST) for level in range(options.halvings + 1)]
+    encoder = Side(
+        convolution(dims, data.channels, widths[0]),
+        [convolution(dims, fine, coarse, stride=2) for fine, coarse in pairwise(widths)],
+        _blocks(dims, widths, options.blocks),
+        convolution(dims, widths[-1], leaving),
+    )
+    decoder = Side(
+        convolution(dims, options.channels, widths[-1]),
+        [_Double(dims, coarse, fine) for coarse, fine in pairwise(reversed(widths))],
+        _blocks(dims, widths[::-1], options.blocks),
+        convolution(dims, widths[0], data.channels),
+    )
+    return encoder, decoder
+
+
+class Side(nn.Module):
     """Encoder or decoder: enter, then residual blocks at each size with a change of size between them, then leave."""
 
     def __init__(

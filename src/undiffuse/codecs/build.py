@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from undiffuse.codecs.options import (
     NoCodecOptions,
     PCAOptions,
     PretrainedCodecOptions,
+    VQOptions,
 )
 from undiffuse.codecs.pca import PatchPCA, fit_pca
-from undiffuse.codecs.pretrained import PretrainedCodec, fresh_network, load_pretrained
+from undiffuse.codecs.pretrained import PretrainedCodec, PretrainedVQ, fresh_network, load_pretrained
+from undiffuse.codecs.quantised import TokenCodec
+from undiffuse.codecs.vq import VQCodec
 from undiffuse.errors import CheckpointError
 from undiffuse.spec import DataSpec
 
@@ -26,8 +29,8 @@ from undiffuse.spec import DataSpec
 def build_codec(options: CodecOptions, data: DataSpec, x: Tensor | None = None, *, seed: int = 0) -> Codec | None:
     """Return the codec that `options` describe; None where there is none.
 
-    PCA is fitted to `x`. An autoencoder is fresh, its weights follow from `seed`, and still wants training and
-    `calibrate`.
+    PCA is fitted to `x`. An autoencoder, vector-quantised or not, is fresh, its weights follow from `seed`, and still
+    wants training and `calibrate`.
 
     Args:
         options: Which codec.
@@ -43,10 +46,10 @@ def build_codec(options: CodecOptions, data: DataSpec, x: Tensor | None = None, 
         return None
     if isinstance(options, PretrainedCodecOptions):
         return load_pretrained(options, data)
-    if isinstance(options, AutoencoderOptions):
+    if isinstance(options, AutoencoderOptions | VQOptions):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
-            return Autoencoder(data, options)
+            return VQCodec(data, options) if isinstance(options, VQOptions) else Autoencoder(data, options)
     if x is None:
         raise ValueError("a PCA codec is fitted to data; give x.")
     return fit_pca(options, data, x)
@@ -60,7 +63,9 @@ def codec_to_json(codec: Codec) -> dict[str, Any]:
         "mean": list(codec.latent.mean),
         "std": list(codec.latent.std),
     }
-    if isinstance(codec, PretrainedCodec):
+    if isinstance(codec, TokenCodec):
+        fields |= {"codes": codec.latent.categories, "codebook": codec.latent.codebook}
+    if isinstance(codec, PretrainedCodec | PretrainedVQ):
         config: Any = codec.network.config
         fields["config"] = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         fields["config"]["_class_name"] = type(codec.network).__name__
@@ -80,9 +85,16 @@ def codec_from_json(fields: dict[str, Any], data: DataSpec) -> Codec:
         codec: Codec = PatchPCA(data, PCAOptions(**options), channels=fields["channels"])
     elif kind == "autoencoder":
         codec = Autoencoder(data, AutoencoderOptions(**options))
+    elif kind == "vq":
+        codec = VQCodec(data, VQOptions(**options))
     elif kind == "pretrained":
-        codec = PretrainedCodec(data, PretrainedCodecOptions(**options), fresh_network(fields["config"]))
+        network, chosen = fresh_network(fields["config"]), PretrainedCodecOptions(**options)
+        codes = fields.get("codes", 0)
+        codec = PretrainedVQ(data, chosen, network, codes) if codes else PretrainedCodec(data, chosen, network)
     else:
         raise CheckpointError(f"codec {kind!r} is unknown to this version; update undiffuse.")
+    if isinstance(codec, TokenCodec):
+        codec.latent = replace(codec.latent, codebook=fields.get("codebook", ""))
+        return codec.eval().requires_grad_(False)
     codec.scale(*(torch.tensor(fields[name], dtype=torch.float64) for name in ("mean", "std")))
     return codec.eval().requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ SPATIAL_AXES = {"signal": 1, "image": 2, "video": 2, "volume": 3}
 
 
 class Codec(nn.Module, ABC):
-    """Base of codecs.
+    """Base of codecs, with latents of numbers; those with tokens are `undiffuse.codecs.quantised.TokenCodec`.
 
     `encode` and `decode` take and return *model units* on both sides: data as `DataSpec.to_model` gives them, latents
     with zero mean and about unit variance, scaled by `latent.mean` and `latent.std` as any other data are. Video is
@@ -26,19 +27,21 @@ class Codec(nn.Module, ABC):
         options: What the codec was built from; kept for saving.
         channels: Channels of the latents.
         factor: By how much every spatial axis shrinks.
+        codes: Vectors of a codebook; the latents are then their numbers, on the grid of the smaller axes.
 
     Attributes:
         data: What one item is.
-        latent: What its code is: of the same kind, with `channels` channels.
+        latent: What its code is: of the same kind, with `channels` channels; or tokens on a grid.
 
     Raises:
         ValueError: The data have no spatial axes, or their sizes are no multiples of `factor`.
     """
 
-    def __init__(self, data: DataSpec, options: Any, *, channels: int, factor: int) -> None:
+    def __init__(self, data: DataSpec, options: Any, *, channels: int, factor: int, codes: int = 0) -> None:
         super().__init__()
         self.data, self.options, self.factor = data, options, factor
-        self.latent = _latent_spec(data, channels, factor)
+        latent = _latent_spec(data, channels, factor)
+        self.latent = _token_spec(latent, codes) if codes else latent
 
     @abstractmethod
     def code(self, x: Tensor) -> Tensor:
@@ -85,3 +88,16 @@ def _latent_spec(data: DataSpec, channels: int, factor: int) -> DataSpec:
         )
     shape = (*data.shape[: data.channel_axis], channels, *(size // factor for size in sizes))
     return replace(data, shape=shape, range=None, mean=(), std=())
+
+
+def _token_spec(latent: DataSpec, codes: int) -> DataSpec:
+    """Return what the numbers of `codes` vectors are, in place of the vectors of `latent`: frames, rows, columns."""
+    grid = (*latent.shape[: latent.channel_axis], *latent.shape[latent.channel_axis + 1 :])
+    return DataSpec(
+        kind="tokens",
+        shape=(prod(grid),),
+        grid=grid,
+        vocabulary=tuple(map(str, range(codes))),
+        classes=latent.classes,
+        cond=latent.cond,
+    )

@@ -55,15 +55,54 @@ class AutoencoderOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VQOptions:
+    """Vector-quantised autoencoder: every vector of its code is one of a learned codebook, so latents are tokens."""
+
+    kind: Literal["vq"] = "vq"
+    codes: int = option(256, "vectors in the codebook K")
+    channels: int = option(16, "numbers of a vector")
+    halvings: int = option(2, "how often each spatial axis is halved")
+    width: int = option(32, "channels at full size; doubled by the first halvings, up to 4 times")
+    blocks: int = option(1, "residual blocks per size, on each side")
+    codebook: Literal["ema", "gradient"] = option(
+        "ema", "how the codebook follows the encodings: moving averages, or the gradient of |sg(z) - e|^2"
+    )
+    decay: float = option(0.99, "of the moving averages of the codebook, per step")
+    restart: int = option(100, "steps without use after which a vector is replaced by an encoding; 0: never")
+    commitment: float = option(0.25, "weight beta of |z - sg(e)|^2, which keeps encodings near their vectors")
+    absolute: float = option(0.0, "weight of |x - x_rec| beside the squared error, per value of the data")
+    perceptual: float = option(0.0, "weight of the distance in features of a frozen network; 0: none")
+    features: str = option("lpips", "whose features: lpips (needs that library), or a classifier's folder")
+    adversarial: float = option(0.0, "weight of the generator's loss against a patch discriminator; 0: none")
+    adversarial_start: int = option(1000, "steps before the discriminator is listened to")
+    steps: int = option(2000, "optimizer steps of its training")
+    batch_size: int = option(64, "items per step")
+    lr: float = option(2e-3, "peak learning rate")
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.codes < 2:
+            raise ValueError(f"codes={self.codes}; a codebook has at least 2 vectors.")
+        for name in ("halvings", "restart", "commitment", "absolute", "perceptual", "adversarial", "adversarial_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 < self.decay < 1 or not self.lr > 0:
+            raise ValueError(f"decay={self.decay} must be in (0, 1), and lr={self.lr} positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainedCodecOptions:
-    """An autoencoder of diffusers (AutoencoderKL, AutoencoderTiny) from a folder or the hub."""
+    """A trained codec: a folder of ours (`undiffuse train-codec`), or an autoencoder or VQModel of diffusers."""
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str = option("", "its folder, or the hub's owner/name; a pipeline's `vae` subfolder is found")
+    path: str = option("", "its folder, or the hub's owner/name; a pipeline's `vae` or `vqvae` subfolder is found")
+    used_only: bool = option(False, "VQModel: drop the vectors of the codebook that the data do not use")
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ValueError("codec.path is missing; give the folder of a diffusers autoencoder.")
+            raise ValueError("codec.path is missing; give the folder of a trained codec.")
 
 
-CodecOptions = NoCodecOptions | PCAOptions | AutoencoderOptions | PretrainedCodecOptions
+CodecOptions = NoCodecOptions | PCAOptions | AutoencoderOptions | VQOptions | PretrainedCodecOptions

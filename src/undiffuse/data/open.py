@@ -96,7 +96,7 @@ def _open_path(path: Path, options: DataOptions, spec: DataSpec | None) -> Index
         return open_categories(path, options, spec)
     if suffix in ARRAY_SUFFIXES:
         return open_array(path, options, spec)
-    if suffix in TEXT_SUFFIXES or options.units != "auto":
+    if suffix in TEXT_SUFFIXES or options.units != "auto" or options.tokenizer:
         return open_text(path, options, spec)
     raise DataError(f"{path} has the unknown suffix {suffix!r}; {_EXPECTED} (data.units=bytes reads any file as text).")
 

@@ -50,6 +50,10 @@ class DataOptions:
     units: Literal["auto", "bytes", "characters"] = field(
         default="auto", metadata={"help": "text: what a token is; auto: characters where the text is UTF-8"}
     )
+    tokenizer: str = field(
+        default="",
+        metadata={"help": "text: a tokenizer of Hugging Face: tokenizer.json, a folder with it, or hf://owner/name"},
+    )
     length: int = field(default=128, metadata={"help": "text: tokens in one item"})
     layout: Literal["auto", "vector", "signal", "image", "video", "volume", "categories"] = field(
         default="auto",
@@ -82,6 +86,13 @@ class DataOptions:
         metadata={
             "help": "pictures: folder (or column) of the degraded or earlier picture of each, matched by name; auto: "
             "folders named input and target; none: no pairs"
+        },
+    )
+    degrade: str = field(
+        default="",
+        metadata={
+            "help": "numbers: spoil each item while training and give the network the result, such as "
+            "downsample:2|noise:gaussian,0.05; several, parted by ;, take turns (`undiffuse degrade --operators`)"
         },
     )
     lazy: bool | None = field(
@@ -128,6 +139,8 @@ class DataOptions:
                 raise ValueError(f"data.{name}={value} is out of range; give 1 or more.")
         self._check_ranges()
         self.columns()
+        if self.tokenizer and self.units != "auto":
+            raise ValueError(f"data.units={self.units} and data.tokenizer both say what a token is; leave one out.")
         if not 0.0 <= self.max_bad <= 1.0:
             raise ValueError(f"data.max_bad={self.max_bad} is out of range; give a share from 0 to 1.")
         if self.holdout is not None and (self.holdout < 0 or (self.holdout >= 1 and self.holdout % 1)):
@@ -173,7 +186,7 @@ class DataOptions:
 
         `what` names the data in the message. `source`, `holdout`, `max_bad` and `limit` suit all data.
         """
-        common = ("source", "holdout", "max_bad", "limit", "augment", "augmentations")
+        common = ("source", "holdout", "max_bad", "limit", "augment", "augmentations", "degrade")
         changed = [
             f"data.{f.name}={getattr(self, f.name)}"
             for f in fields(self)

@@ -1,4 +1,4 @@
-"""Text as token ids: bytes or characters, in windows of equal length."""
+"""Text as token ids: bytes, characters or tokens of a tokenizer, in windows of equal length."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from undiffuse.data.dataset import Problem
 from undiffuse.data.memory import require_memory
 from undiffuse.data.options import DataOptions
+from undiffuse.data.tokenizer import decode, encode, notes_on, read_tokenizer, vocabulary_of
 from undiffuse.errors import DataError
 from undiffuse.spec import DataSpec
 
@@ -81,7 +82,7 @@ class TextDataset:
 
     def summary(self) -> list[str]:
         """Return lines for people: length of the text, vocabulary, windows."""
-        unit = "bytes" if self.spec.vocabulary == BYTES else "characters"
+        unit = "tokens" if self.spec.tokenizer else "bytes" if self.spec.vocabulary == BYTES else "characters"
         used = len(torch.unique(self.tokens))
         return [
             f"{len(self.tokens)} {unit}, {used} distinct of a vocabulary of {len(self.spec.vocabulary)}",
@@ -97,14 +98,22 @@ def open_text(path: Path, options: DataOptions, spec: DataSpec | None = None) ->
         DataError: Empty, shorter than one item, not UTF-8 though characters were asked for, outside of the
             model's vocabulary, or too long for the memory.
     """
-    options.refuse_others("text", ("units", "length"))
+    options.refuse_others("text", ("units", "length", "tokenizer"))
     require_memory(
         path.stat().st_size * _MEMORY_PER_BYTE, f"reading the text {path}", "split the file and use a part of it"
     )
     raw = path.read_bytes()
     if not raw:
         raise DataError(f"the text file {path} is empty; expected at least data.length={options.length} characters.")
-    if spec is None:
+    notes: tuple[str, ...] = ()
+    if spec is None and options.tokenizer:
+        tokenizer = read_tokenizer(options.tokenizer)
+        spec = DataSpec(
+            kind="tokens", shape=(options.length,), vocabulary=vocabulary_of(tokenizer), tokenizer=tokenizer
+        )
+        tokens = _read_for(raw, options.limit, spec, str(path))
+        notes = notes_on(tokens, tokenizer)
+    elif spec is None:
         tokens, vocabulary = _read(raw, options, str(path))
         spec = DataSpec(kind="tokens", shape=(options.length,), vocabulary=vocabulary)
     else:
@@ -114,7 +123,7 @@ def open_text(path: Path, options: DataOptions, spec: DataSpec | None = None) ->
             f"the text {path} has {len(tokens)} tokens but one item takes {spec.shape[0]}; use a longer text"
             " or a smaller data.length."
         )
-    return TextDataset(tokens=torch.from_numpy(tokens), spec=spec)
+    return TextDataset(tokens=torch.from_numpy(tokens), spec=spec, notes=notes)
 
 
 def encode_text(text: str, spec: DataSpec, where: str = "the text") -> Tensor:
@@ -123,6 +132,8 @@ def encode_text(text: str, spec: DataSpec, where: str = "the text") -> Tensor:
     Raises:
         DataError: A character is not in the vocabulary; says which, its line and column, and how many there are.
     """
+    if spec.tokenizer:
+        return torch.from_numpy(encode(text, spec.tokenizer, where)).long()
     if spec.vocabulary == BYTES:
         return torch.from_numpy(_byte_ids(text.encode())).long()
     return torch.from_numpy(_number(text, spec.vocabulary, where)).long()
@@ -134,6 +145,8 @@ def decode_text(tokens: Tensor, spec: DataSpec, unknown: str = "_") -> str:
     if spec.columns:
         values = (spec.vocabulary[i] if i < len(spec.vocabulary) else unknown for i in ids)
         return ", ".join(f"{name}={value}" for name, value in zip(spec.columns, values, strict=True))
+    if spec.tokenizer:
+        return decode(ids, spec.tokenizer, unknown)
     if spec.vocabulary == BYTES:
         mask = unknown.encode()
         return b"".join(bytes([i]) if i < 256 else mask for i in ids).decode(errors="replace")
@@ -162,6 +175,8 @@ def _read_for(raw: bytes, limit: int | None, spec: DataSpec, where: str) -> np.n
         return _byte_ids(raw[:limit])
     text = _decode(raw, where, required=True)
     assert text is not None
+    if spec.tokenizer:
+        return encode(text[:limit], spec.tokenizer, where)
     return _number(text[:limit], spec.vocabulary, where)
 
 

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "CategoricalDenoiser": "undiffuse.denoisers.categorical:CategoricalDenoiser",
+        "EvidenceFree": "undiffuse.denoisers.evidence:EvidenceFree",
         "CategoricalPosterior": "undiffuse.denoisers.posterior:CategoricalPosterior",
         "Denoiser": "undiffuse.denoisers.base:Denoiser",
         "EmpiricalDenoiser": "undiffuse.denoisers.empirical:EmpiricalDenoiser",

@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from undiffuse.denoisers.linearised import Linearised
 from undiffuse.denoisers.posterior import AnyPosterior
 from undiffuse.networks.attention import math_attention
 from undiffuse.networks.embedded import Embedded
@@ -85,6 +87,11 @@ class Denoiser(nn.Module, ABC):
     def normalised(self) -> bool:
         """Whether answers are meant as posterior means of one density, so that a likelihood means something."""
         return True
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token's answer depends on those before it only, so that tokens are drawn from left to right."""
+        return False
 
     @property
     def self_conditioned(self) -> bool:
@@ -187,6 +194,35 @@ class Denoiser(nn.Module, ABC):
             )
         return sigma**2 / alpha * self.vjp(x, t, vector, cond)[1]
 
+    def linearise(self, x: Tensor, t: Time, cond: Embedded | None = None) -> Linearised:
+        """Return the answer with products of its derivative and of the posterior covariance, by one forward pass.
+
+        Where alpha is 0 the weight sigma^2 / alpha is that of the schedule's `t_max`. With gradients enabled, the
+        products can be differentiated once more.
+
+        Raises:
+            TypeError: The process is not Gaussian.
+        """
+        if not isinstance(self.process, GaussianProcess):
+            raise TypeError("linearise() needs a Gaussian process; a categorical posterior is its own full answer.")
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad(), math_attention() if keep else nullcontext():
+            point = x if keep and x.requires_grad else x.detach().requires_grad_()
+            answer = self(point, t, cond)
+        most = self.process.schedule.t_max
+        alpha, sigma = self.process.coefficients(t.clamp(max=most) if isinstance(t, Tensor) else min(t, most), x)
+        weight = sigma**2 / alpha
+
+        def pull(vector: Tensor) -> Tensor:
+            if not answer.mean.requires_grad:  # it does not depend on the state, as for data that are one point
+                return torch.zeros_like(x)
+            options: dict[str, Any] = {"create_graph": keep, "retain_graph": True, "materialize_grads": True}
+            with math_attention() if keep else nullcontext():
+                return torch.autograd.grad(answer.mean, point, vector.to(answer.mean.dtype), **options)[0]
+
+        post = answer if keep else tree_map(Tensor.detach, answer)
+        return Linearised(post, pull, lambda vector: weight * pull(vector))
+
 
 class ExactDenoiser(Denoiser):
     """Base of denoisers known in closed form. They compute in float64, whatever dtype a model is cast to."""
@@ -221,6 +257,11 @@ class Wrapper(Denoiser):
     def normalised(self) -> bool:
         """False: a wrapper changes answers; those that keep a density say so."""
         return False
+
+    @property
+    def causal(self) -> bool:
+        """Whether the wrapped denoiser is."""
+        return self.denoiser.causal
 
     @property
     def self_conditioned(self) -> bool:

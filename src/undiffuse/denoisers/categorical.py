@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.evidence import add_evidence
 from undiffuse.denoisers.posterior import CategoricalPosterior
 from undiffuse.networks.embedded import Embedded
 from undiffuse.process.categorical import CategoricalProcess
@@ -19,12 +20,16 @@ class CategoricalDenoiser(Denoiser):
     For absorbing processes the logits become a posterior by SUBS: never a mask, and open tokens are themselves.
     Such a posterior is the same at all times, so those networks need no time.
 
+    A network trained by the bound of the plug-in step (VQ-DDM, multinomial diffusion) leaves out the evidence of each
+    token about itself; `evidence_free` says so and adds it (`denoisers.evidence`).
+
     Args:
         backbone: Called as backbone(x, noise_level, cond); returns logits, or a dict with them under "out" and
             further heads beside. The noise level is the time t, (B,) or (B, L); None where time-free.
         process: The categorical process of the training.
         spec: What one item is.
         time_dependent: Whether the backbone is told the time.
+        evidence_free: Whether the backbone leaves out what each noisy token says about itself.
 
     Raises:
         ValueError: `time_dependent` contradicts what the backbone says about itself.
@@ -39,6 +44,7 @@ class CategoricalDenoiser(Denoiser):
         *,
         spec: DataSpec | None = None,
         time_dependent: bool = False,
+        evidence_free: bool = False,
     ) -> None:
         super().__init__()
         if getattr(backbone, "time_dependent", time_dependent) != time_dependent:
@@ -50,6 +56,7 @@ class CategoricalDenoiser(Denoiser):
         self.process = process
         self.spec = spec
         self.time_dependent = time_dependent
+        self.evidence_free = evidence_free
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> CategoricalPosterior:
         """Run the backbone once; logits are float32 also where it runs in half precision."""
@@ -59,7 +66,7 @@ class CategoricalDenoiser(Denoiser):
         heads = dict(heads) if isinstance(heads, dict) else {"out": heads}
         logits = heads.pop("out")
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return CategoricalPosterior(self._clean(logits, x), extras=heads)
+        return CategoricalPosterior(self._clean(logits, x, t), extras=heads)
 
     def embed(
         self, cond: dict[str, Tensor] | None, batch: int, drop: dict[str, Tensor] | None = None
@@ -68,12 +75,13 @@ class CategoricalDenoiser(Denoiser):
         conditioners = getattr(self.backbone, "conditioners", None)
         return super().embed(cond, batch, drop) if conditioners is None else conditioners.embed(cond, batch, drop)
 
-    def _clean(self, logits: Tensor, x: Tensor) -> Tensor:
+    def _clean(self, logits: Tensor, x: Tensor, t: Time) -> Tensor:
         if self.process.kind == "absorbing":
             return self.process.subs(logits, x)
         if logits.shape[-1] != self.process.classes:
             raise ValueError(f"the network gives {logits.shape[-1]} logits per token; expected {self.process.classes}.")
-        return self.process.within_blocks(logits)
+        logits = self.process.within_blocks(logits)
+        return add_evidence(self.process, logits, x, t) if self.evidence_free else logits
 
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)

@@ -112,12 +112,17 @@ def elbo(
     """Estimate the evidence bound of `tokens` under a categorical denoiser; arguments and errors as `token_bounds`.
 
     Returns:
-        Mean and standard error over rows (over draws where there is one row), nats per token; at least -log p.
+        Mean and standard error over rows (over draws where there is one row), nats per token; at least -log p. Of a
+        causal denoiser it is -log p itself.
     """
-    rows = token_bounds(denoiser, tokens, noise, draws, cond=cond, levels=levels)
-    samples = rows.mean(0) if rows.shape[1] > 1 else rows[:, 0]
+    return summarise(token_bounds(denoiser, tokens, noise, draws, cond=cond, levels=levels))
+
+
+def summarise(bounds: Tensor) -> Bound:
+    """Return the mean of `token_bounds` (draws, N) and its standard error: over rows, or over draws of one row."""
+    samples = bounds.mean(0) if bounds.shape[1] > 1 else bounds[:, 0]
     error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.tensor(float("nan"))
-    return Bound(float(rows.mean()), float(error))
+    return Bound(float(bounds.double().mean()), float(error))
 
 
 @torch.no_grad()
@@ -132,6 +137,8 @@ def token_bounds(
 ) -> Tensor:
     """Return estimates of the evidence bound of each row, nats per token (draws, N).
 
+    A causal denoiser knows its likelihood: one row of it, exact.
+
     Args:
         denoiser: Its process is categorical.
         tokens: (N, L), ids in 0..K-1.
@@ -141,13 +148,16 @@ def token_bounds(
         levels: Noise levels T of processes that are not absorbing.
 
     Raises:
-        ValueError: The process is not categorical, or `draws` is below 1.
+        ValueError: The process is not categorical, an id is no class, or `draws` is below 1.
     """
     process = denoiser.process
     if not isinstance(process, CategoricalProcess):
         raise ValueError("the evidence bound in nats per token needs a categorical process; this model is Gaussian.")
+    process.check_data(tokens)
     if draws < 1:
         raise ValueError(f"draws={draws} must be at least 1.")
+    if denoiser.causal:
+        return token_nll(cast(Tensor, denoiser(tokens, 0.0, cond).logits), tokens).mean(1)[None]
     return torch.stack(
         [_one_draw(denoiser, process, tokens, noise, draw, draws, cond, levels) for draw in range(draws)]
     )
@@ -187,5 +197,5 @@ def _put_masks(process: CategoricalProcess, tokens: Tensor, masked: Tensor) -> T
         raise ValueError(
             f"the masked bound needs an absorbing process, not {process.kind!r}; use the discrete-time bound."
         )
-    process.check_tokens(tokens)
+    process.check_data(tokens)
     return torch.where(masked, torch.full_like(tokens, process.classes), tokens)

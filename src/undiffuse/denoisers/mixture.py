@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from undiffuse.denoisers.base import ExactDenoiser
+from undiffuse.denoisers.linearised import Linearised
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
+from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.times import Time, align, expand_time
+from undiffuse.process.times import Time, align, check_time, expand_time
 from undiffuse.spec import DataSpec
+
+_DENSE = 1 << 24  # numbers of a batch of covariance matrices that are kept while products are asked for
 
 
 class _Component(nn.Module):
@@ -64,6 +68,23 @@ class _Component(nn.Module):
         distance = (y * solved).sum(1)
         mean = self.mean + (cross @ solved[..., None])[..., 0]
         return -0.5 * (distance + logdet + len(self.mean) * math.log(math.tau)), mean
+
+    def rest(self, vector: Tensor, alpha: Tensor, sigma: Tensor, power: float = 1.0) -> Tensor:
+        """Return V^power v with V the covariance of x_0 given x_t, for v (B, D), alpha and sigma (B, 1) or (B, D)."""
+        if alpha.shape[1] > 1:
+            return _matrix_power(self.dense_rest(alpha, sigma), power, vector)
+        along = self.variances + self.residual
+        along = _ratio(along * sigma**2, alpha**2 * along + sigma**2) ** power
+        across = _ratio(self.residual * sigma**2, alpha**2 * self.residual + sigma**2) ** power
+        return ((along - across) * (vector @ self.basis)) @ self.basis.T + across * vector
+
+    def dense_rest(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return V (B, D, D) for alpha and sigma (B, D) that differ within an item."""
+        cross = self.cov * alpha[:, None, :]
+        total = alpha[:, :, None] * cross + torch.diag_embed(sigma**2)
+        solved = torch.linalg.pinv(total, hermitian=True) @ cross.mT
+        rest = self.cov - cross @ solved
+        return (rest + rest.mT) / 2
 
 
 class MixtureDenoiser(ExactDenoiser):
@@ -128,6 +149,56 @@ class MixtureDenoiser(ExactDenoiser):
         share = torch.softmax(log_joint, dim=1)
         mean = torch.einsum("bm,bmd->bd", share, means)
         return Posterior(mean.reshape(x.shape).to(x.dtype))
+
+    def linearise(self, x: Tensor, t: Time, cond: Embedded | None = None) -> Linearised:
+        """Return the exact posterior with its covariance and draws of N(0, covariance), all in closed form."""
+        check_time(t, x)
+        log_joint, means = self._joint(x, t, cond)
+        share = torch.softmax(log_joint, dim=1)
+        mean = torch.einsum("bm,bmd->bd", share, means)
+        apart = (means - mean[:, None]) * share.sqrt()[..., None]  # roots of the spread between components
+        alpha, sigma = _flat_levels(self.process, x, t)
+
+        dense = self._dense_cov(share, apart, t)
+
+        def cov(vector: Tensor) -> Tensor:
+            flat = vector.double().flatten(1)
+            if dense is not None:
+                return (dense @ flat[..., None]).reshape(x.shape).to(x.dtype)
+            within = sum(share[:, m, None] * c.rest(flat, alpha, sigma) for m, c in enumerate(self._parts))
+            between = torch.einsum("bmd,bm->bd", apart, torch.einsum("bme,be->bm", apart, flat))
+            return (within + between).reshape(x.shape).to(x.dtype)
+
+        def draw(noise: NoiseSource, step: int) -> Tensor:
+            z = noise.normal("probe", step, (len(self._parts), x[0].numel() + 1), torch.float64)
+            within = sum(
+                share[:, m, None].sqrt() * c.rest(z[:, m, 1:], alpha, sigma, 0.5) for m, c in enumerate(self._parts)
+            )
+            between = torch.einsum("bm,bmd->bd", z[..., 0], apart)
+            return (within + between).reshape(x.shape).to(x.dtype)
+
+        most = self.process.schedule.t_max
+        levels = self.process.coefficients(t.clamp(max=most) if isinstance(t, Tensor) else min(t, most), x)
+        back = levels[0] / levels[1] ** 2
+        return Linearised(Posterior(mean.reshape(x.shape).to(x.dtype)), lambda vector: back * cov(vector), cov, draw)
+
+    def _dense_cov(self, share: Tensor, apart: Tensor, t: Time) -> Tensor | None:
+        """Return the covariances (B, D, D) where they are small and the components' are shared by the batch."""
+        if isinstance(t, Tensor) or len(share) * apart.shape[2] ** 2 > _DENSE:
+            return None
+        eye = torch.eye(apart.shape[2], dtype=torch.float64, device=share.device)
+        levels = self.process.schedule.levels(torch.tensor([[t]], dtype=torch.float64, device=share.device))
+        rests = torch.stack([c.rest(eye, *levels) for c in self._parts])
+        return (share @ rests.flatten(1)).unflatten(1, rests.shape[1:]) + apart.mT @ apart
+
+    def moments(self, cond: Embedded | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean (D,) and covariance (D, D) of the data, float64, given the condition of one row if any."""
+        share = torch.softmax(self._prior(1, cond), dim=1)[0]
+        means = torch.stack([c.mean for c in self._parts])
+        mean = share @ means
+        within = sum(w * c.cov for w, c in zip(share, self._parts, strict=True))
+        apart = means - mean
+        return mean, within + (apart * share[:, None]).T @ apart
 
     def log_prob(self, x: Tensor, t: Time = 0.0, cond: Embedded | None = None) -> Tensor:
         """Return log p_t(x), (B,), in nats, of x given the condition where there is one; at t = 0 that of the data."""
@@ -275,6 +346,15 @@ def _solve(matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _ratio(x: Tensor, by: Tensor) -> Tensor:
     """x / by, with 0 / 0 = 0: a direction without variance or noise has nothing to say."""
     return torch.where(by > 0, x / torch.where(by > 0, by, 1.0), 0.0)
+
+
+def _matrix_power(matrix: Tensor, power: float, vector: Tensor) -> Tensor:
+    """Return M^power v for symmetric positive semi-definite M (B, D, D) and v (B, D)."""
+    if power == 1:
+        return (matrix @ vector[..., None])[..., 0]
+    values, basis = torch.linalg.eigh(matrix)
+    inside = torch.einsum("bde,bd->be", basis, vector)
+    return torch.einsum("bde,be->bd", basis, values.clamp(min=0) ** power * inside)
 
 
 def _root(cov: Tensor) -> Tensor:

@@ -67,10 +67,14 @@ class NetworkDenoiser(Denoiser):
         dtype = _dtype(self.backbone, x)
         if cond is not None and cond.estimate is not None:
             cond = replace(cond, estimate=(cond.estimate / self.data_std).to(dtype))
-        heads = self.backbone(scaled(scale, x).to(dtype), self.noise_level(t, x).to(dtype), cond)
+        heads = self.backbone(scaled(scale, self.seen(x, t, cond)).to(dtype), self.noise_level(t, x).to(dtype), cond)
         heads = dict(heads) if isinstance(heads, dict) else {"out": heads}
         raw = heads.pop("out").to(x.dtype)
         return Posterior(Affine(skip, out).mean(x, raw), raw=raw, extras=heads)
+
+    def seen(self, x: Tensor, t: Time, cond: Embedded | None) -> Tensor:
+        """Return what the network is shown of the state, before it is scaled."""
+        return x
 
     def prefetch(self, times: Sequence[float]) -> None:
         """Compute all coefficients of these times."""

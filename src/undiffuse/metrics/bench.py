@@ -16,6 +16,7 @@ from undiffuse.metrics.distances import Matrix
 from undiffuse.metrics.extractors import RealFeatures
 from undiffuse.metrics.features import FeatureExtractor
 from undiffuse.metrics.items import Items
+from undiffuse.metrics.reference import Reference
 from undiffuse.metrics.results import Row, Series
 from undiffuse.spec import DataSpec
 
@@ -32,6 +33,8 @@ class Bench:
         conditional: Whether samples are asked for with conditions, labels or others, so that guidance has a meaning.
         draw: Maps a guidance scale to samples (n, *shape) in data units.
         elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error.
+        exact: Whether that is no bound but the figure itself.
+        reference: What judges texts by their likelihood; None for nothing.
         n: Number of samples.
         seed: Seed of the subsets and judges.
         extractor: What to compare images in: a name (see `extractors.make_extractor`) or a feature extractor.
@@ -46,6 +49,8 @@ class Bench:
     conditional: bool = False
     draw: Callable[[float | None], NDArray[Any]]
     elbo: Callable[[Tensor], tuple[float, float]] | None = None
+    exact: bool = False
+    reference: Reference | None = None
     n: int
     seed: int = 0
     extractor: str | FeatureExtractor = "auto"

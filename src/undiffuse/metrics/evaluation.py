@@ -26,6 +26,7 @@ from undiffuse.metrics.continuous import JUDGES, guidance_series, suitable_judge
 from undiffuse.metrics.features import FeatureExtractor
 from undiffuse.metrics.items import load_items, to_array
 from undiffuse.metrics.pictures import picture
+from undiffuse.metrics.reference import Reference, open_reference
 from undiffuse.metrics.results import Evaluation, Picture
 from undiffuse.metrics.tokens import TOKEN_JUDGES
 from undiffuse.models.conditions import Fitted
@@ -51,6 +52,7 @@ def evaluate(
     metrics: str | Sequence[str] = "auto",
     features: str | FeatureExtractor = "auto",
     cache: bool = True,
+    reference: str | os.PathLike[str] | Reference | None = None,
     listener: Listener = silent,
     **sampling: Any,
 ) -> Evaluation:
@@ -73,6 +75,8 @@ def evaluate(
         metrics: "auto", or names among `JUDGES` (continuous data) or `TOKEN_JUDGES`.
         features: What continuous data are compared in: a name as in `extractors.make_extractor`, or a fitted extractor.
         cache: Keep features of real items by networks in the cache folder (see `undiffuse.cache`).
+        reference: Texts: a model that reads from left to right and judges samples ("generative"), which is added to
+            what "auto" means: a folder (see `undiffuse.metrics.reference`).
         listener: Receives progress events, those of the sampling included.
         sampling: Passed to `model.sample`: solver, steps, ...
 
@@ -92,6 +96,8 @@ def evaluate(
         extractor=features,
         cache=cache,
         device=str(getattr(model, "device", "cpu")),
+        exact=getattr(getattr(model, "module", None), "causal", False),
+        reference=_reference(reference, model),
     )
     scales = _scales(guidance, bench)
     table = judges_of(model.spec)
@@ -110,6 +116,14 @@ def evaluate(
         settings=dict(sampling),
         warnings=tuple(dict.fromkeys(line for findings in found for line in findings.warnings)),
     )
+
+
+def _reference(given: Any, model: Any) -> Reference | None:
+    if given is None:
+        return None
+    if not model.spec.is_discrete or model.spec.columns:
+        raise ValueError(f"reference judges texts; this model makes {model.spec.kind} data. Leave it out.")
+    return open_reference(given, getattr(model, "device", "cpu")) if isinstance(given, (str, os.PathLike)) else given
 
 
 def judges_of(spec: DataSpec) -> dict[str, Callable[[Bench], Judge]]:
@@ -189,7 +203,8 @@ def _scales(guidance: Sequence[float] | None, bench: Bench) -> tuple[float | Non
 
 def _chosen(metrics: str | Sequence[str], table: dict[str, Callable[[Bench], Judge]], bench: Bench) -> tuple[str, ...]:
     if metrics == "auto":
-        return tuple(table) if bench.spec.is_discrete else suitable_judges(bench)
+        judged = tuple(name for name in table if name != "generative" or bench.reference is not None)
+        return judged if bench.spec.is_discrete else suitable_judges(bench)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in names:
         if name not in table:

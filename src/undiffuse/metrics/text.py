@@ -152,6 +152,14 @@ def unigram_entropy(sequences: Tokens) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
+def sequence_entropy(sequences: Tokens) -> float:
+    """Return the mean over rows of the entropy of a row's own character frequencies, in bits.
+
+    Repetition within a sample lowers it, which the frequencies of all samples together would hide.
+    """
+    return float(np.mean([unigram_entropy(row) for row in as_windows(sequences)]))
+
+
 def bigram_distance(a: Tokens, b: Tokens) -> float:
     """Return the total variation distance between the bigram frequencies of two texts, in [0, 1].
 

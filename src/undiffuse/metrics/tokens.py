@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from undiffuse.metrics.bench import Bench, Findings, Judge, Samples
 from undiffuse.metrics.floor import ratio_to_floor
 from undiffuse.metrics.results import Row
-from undiffuse.metrics.text import NGram, bigram_distance, bits_per_character, unigram_entropy
+from undiffuse.metrics.text import NGram, bigram_distance, bits_per_character, sequence_entropy, unigram_entropy
 
 NGRAM_ORDERS = (2, 3)
 MOST_WINDOWS = 512  # the bound costs several network calls a window; its standard error is printed beside it
@@ -33,10 +34,14 @@ def judge_bits(bench: Bench) -> Judge:
     elbo, windows = bench.elbo, _held_out(bench, MOST_WINDOWS)
 
     def judge(samples: Samples) -> Findings:
-        nats, error = (bits_per_character(float(value)) for value in elbo(torch.from_numpy(windows)))
-        note = f"upper bound (ELBO) over {windows.size} held-out tokens; ± is the standard error"
-        row = Row(name="held-out text", value=nats, error=error, unit=_UNIT, note=note)
-        return Findings((row, *(_ngram_row(bench, order, windows) for order in NGRAM_ORDERS)))
+        nats, error = map(float, elbo(torch.from_numpy(windows)))
+        kind = "exact" if bench.exact else "upper bound (ELBO)"
+        note = f"{kind} over {windows.size} held-out tokens; ± is the standard error"
+        bits = (bits_per_character(value) for value in (nats, error))
+        row = Row(name="held-out text", value=next(bits), error=next(bits), unit=_UNIT, note=note)
+        perplexity = math.exp(nats)  # and by the delta method its error
+        chance = Row(name="held-out perplexity", value=perplexity, error=perplexity * error, note=f"per token; {note}")
+        return Findings((row, chance, *(_ngram_row(bench, order, windows) for order in NGRAM_ORDERS)))
 
     return judge
 
@@ -79,11 +84,46 @@ def judge_plausibility(bench: Bench) -> Judge:
     return judge
 
 
+def judge_generated(bench: Bench) -> Judge:
+    """Perplexity of samples under a reference, and their entropy beside it: a low temperature buys one with the other.
+
+    Raises:
+        ValueError: There is no reference.
+    """
+    if bench.reference is None:
+        raise ValueError(
+            "'generative' needs a reference, a model that reads from left to right: reference=FOLDER (--reference)."
+        )
+    reference = bench.reference
+
+    def judge(samples: Samples) -> Findings:
+        real = _held_out(bench, len(samples.x))
+        found, floor = (reference.score(x, bench.spec) for x in (samples.x, real))
+        note = f"per token of {reference.name}, {int(found.tokens.sum())} of them; floor: held-out text of that length"
+        beside = "mean over samples of the entropy of each one's tokens; read it with the perplexity"
+        return Findings(
+            (
+                Row(name="generative perplexity", value=found.perplexity, floor=floor.perplexity, note=note),
+                Row(
+                    name="entropy per sample",
+                    value=sequence_entropy(samples.x),
+                    floor=sequence_entropy(real),
+                    unit="bits",
+                    better="floor",
+                    note=beside,
+                ),
+            )
+        )
+
+    return judge
+
+
 TOKEN_JUDGES: dict[str, Callable[[Bench], Judge]] = {
     "bits": judge_bits,
     "unigrams": judge_unigrams,
     "bigrams": judge_bigrams,
     "plausibility": judge_plausibility,
+    "generative": judge_generated,
 }
 
 

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy(
         "BUILTIN": "undiffuse.models.bundle:BUILTIN",
         "ClassifierTarget": "undiffuse.models.guided:ClassifierTarget",
         "Model": "undiffuse.models.model:Model",
+        "check_model": "undiffuse.models.checks:check_model",
         "load": "undiffuse.models.bundle:load",
     },
 )

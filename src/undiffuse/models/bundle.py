@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from undiffuse.codecs.build import codec_from_json, codec_to_json
+from undiffuse.codecs.codec import Codec
+from undiffuse.codecs.quantised import TokenCodec
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.errors import CheckpointError
 from undiffuse.files import write_whole
 from undiffuse.models.description import denoiser_from_json, denoiser_to_json
+from undiffuse.models.pipelines import INDEX, load_pipeline
 from undiffuse.spec import DataSpec
 from undiffuse.words import did_you_mean
 
@@ -49,23 +52,55 @@ _WEIGHTS, _CODEC, _CONFIG, _CARD = "model.safetensors", "codec.safetensors", "co
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
-def load(name: str | Path) -> Model:
-    """Load a model: a built-in name, or a folder that `Model.save` or a training run wrote.
+def load(name: str | Path, *, check: bool = False, **options: Any) -> Model:
+    """Load a model: a built-in name, a folder that `Model.save` or a training run wrote, or a pipeline of diffusers.
+
+    Args:
+        name: The name, the folder, or owner/name of a pipeline on the hub of Hugging Face (hf:// may stand before it).
+        check: Ask the network about noised data, and refuse it where its answers are those of another prediction type
+            than its configuration says; see `undiffuse.models.checks`.
+        options: Of pipelines and networks of diffusers: see `undiffuse.pretrained.PretrainedOptions`.
 
     Raises:
-        CheckpointError: Nothing there, damaged, a pickle, of a newer schema, or tensors of another shape.
+        CheckpointError: Nothing there, damaged, a pickle, of a newer schema, or tensors of another shape; or the check
+            found another prediction type.
+        ValueError: Options for a model that takes none.
     """
+    model = _load(name, options)
+    if check:
+        from undiffuse.models.checks import check_model
+
+        check_model(model)
+    return model
+
+
+def _load(name: str | Path, options: dict[str, Any]) -> Model:
     from undiffuse.models.model import Model
+    from undiffuse.pretrained.loading import fetch, hub_id, is_bare
 
     if str(name) in BUILTIN and not (Path(name) / _CONFIG).is_file():  # a model folder of that name goes first
         with resources.as_file(resources.files("undiffuse") / "builtin" / str(name)) as folder:
-            return load(folder)
+            return _load(folder, options)
     folder = Path(name)
+    if not folder.exists() and (on_hub := hub_id(str(name))) is not None:
+        folder = fetch(on_hub)
+    if (folder / INDEX).is_file() or is_bare(folder):
+        return load_pipeline(folder, **options)
+    if options:
+        raise ValueError(f"{next(iter(options))} is an option of pretrained pipelines; {name} is none. Leave it out.")
     _check_folder(folder)
-    config = _read_config(folder / _CONFIG)
+    config = read_config(folder / _CONFIG)
+    if config.get("kind") == "pretrained":
+        return _load_reference(config)
+    if config.get("kind") == "codec":
+        raise CheckpointError(
+            f"{folder} is a codec without a denoiser; train one on its latents: undiffuse train DATA recipe=vq-image "
+            f"codec.kind=pretrained codec.path={folder}."
+        )
     try:
         spec = DataSpec.from_json(config["spec"])
         codec = codec_from_json(config["codec"], spec) if config.get("codec") else None
+        _check_codes(config, codec)
         denoiser = denoiser_from_json(config, codec.latent if codec else spec)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -73,36 +108,50 @@ def load(name: str | Path) -> Model:
         ) from error
     _fill(denoiser, folder / _WEIGHTS)
     if codec is not None:
-        _fill(codec, folder / _CODEC)
+        fill_codec(codec, folder)
     return Model(denoiser.eval(), spec, config.get("defaults"), config.get("info"), codec)
+
+
+def _load_reference(config: dict[str, Any]) -> Model:
+    """Load the pipeline that a saved model refers to, with the defaults that were saved."""
+    from undiffuse.pretrained.reference import referred
+
+    source, options = referred(config)
+    model = _load(source, options)
+    model.defaults, model.info = dict(config["defaults"]), dict(config["info"])
+    return model
 
 
 def save_model(model: Model, folder: Path) -> Path:
     """Write the three files, each whole or not at all; the weights first.
+
+    Of a pipeline of diffusers only a reference is written, by path and hash.
 
     Raises:
         TypeError: The denoiser is wrapped or its network was built by hand.
         CheckpointError: The folder cannot be written.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
+    from undiffuse.pretrained.reference import reference_to_json
+
+    refers = "pipeline" in model.info and "source" in model.info
     config = {
         "format": "undiffuse",
         "schema": SCHEMA,
         "kind": "flow-map" if isinstance(model.module, FlowMap) else "denoiser",
         "spec": model.spec.to_json(),
-        **denoiser_to_json(model.module),
+        **(reference_to_json(model.info) if refers else denoiser_to_json(model.module)),
         "defaults": model.defaults,
         "info": model.info,
-        "codec": codec_to_json(model.codec) if model.codec else None,
+        "codec": codec_to_json(model.codec) if model.codec and not refers else None,
     }
     parts: dict[str, torch.nn.Module] = {_WEIGHTS: model.module, **({_CODEC: model.codec} if model.codec else {})}
+    parts = {} if refers else parts
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
-            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
-            write_whole(folder / name, partial(save_file, tensors, metadata={"format": "pt"}))
+            save_tensors(part, folder / name)
         text = json.dumps(config, indent=2) + "\n"
         write_whole(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
         write_whole(folder / _CARD, lambda path: path.write_text(_card(model), encoding="utf-8"))
@@ -114,6 +163,25 @@ def save_model(model: Model, folder: Path) -> Path:
     return folder
 
 
+def save_tensors(module: torch.nn.Module, path: Path) -> None:
+    """Write the tensors of a module as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    write_whole(path, partial(save_file, tensors, metadata={"format": "pt"}))
+
+
+def fill_codec(codec: Codec, folder: Path) -> None:
+    """Fill a codec from the file in `folder`.
+
+    Raises:
+        CheckpointError: It is missing or damaged, of another codec, or has another codebook than the config says.
+    """
+    _fill(codec, folder / _CODEC)
+    if isinstance(codec, TokenCodec):
+        codec.check_seal()
+
+
 def save_defaults(folder: Path, changes: dict[str, Any]) -> None:
     """Change how the model in `folder` samples by default, and nothing else about it.
 
@@ -121,7 +189,7 @@ def save_defaults(folder: Path, changes: dict[str, Any]) -> None:
         CheckpointError: There is no model, or it cannot be written.
     """
     _check_folder(folder)
-    config = _read_config(folder / _CONFIG)
+    config = read_config(folder / _CONFIG)
     changed = {"schema": SCHEMA, "defaults": (config.get("defaults") or {}) | changes}
     text = json.dumps(config | changed, indent=2) + "\n"
     try:
@@ -162,13 +230,18 @@ def _check_folder(folder: Path) -> None:
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds {_WEIGHTS} and {_CONFIG}.")
-    if (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{folder} is a diffusers pipeline; this version loads folders that undiffuse wrote.")
+    if (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder} is a diffusers pipeline, which is loaded as it is; nothing in it is changed.")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} holds no {_CONFIG}; a training run writes it with its first checkpoint.")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a folder's `config.json`, migrated to the present schema.
+
+    Raises:
+        CheckpointError: It is missing, damaged, none of ours, or of a newer schema.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -183,6 +256,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     for older in range(schema, SCHEMA):
         config = MIGRATIONS[older](config)
     return config
+
+
+def _check_codes(config: dict[str, Any], codec: Codec | None) -> None:
+    """Refuse a codec with another number of code vectors than the denoiser's tokens have."""
+    classes = config["process"].get("classes")
+    if isinstance(codec, TokenCodec) and codec.latent.categories != classes:
+        raise CheckpointError(
+            f"the codec has {codec.latent.categories} code vectors, the denoiser was trained on tokens of {classes}; "
+            f"put its own codec back, or train a denoiser on the new one."
+        )
 
 
 def _fill(module: torch.nn.Module, path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any, get_args
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.causal import token_denoiser
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.denoisers.shift import ShiftedDenoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import NetworkOptions
@@ -21,6 +23,8 @@ from undiffuse.spec import DataSpec
 
 _FLOW_MAP = ("spans", "start", "end", "guided")
 _VARIANCE = "learned_variance"  # written only where it is true, so that older versions read what they understand
+_EVIDENCE_FREE = "evidence_free"  # likewise
+_SOURCE = "source"  # of a shifted denoiser alone
 _NETWORKS: dict[str, type[Any]] = {options.kind: options for options in get_args(NetworkOptions)}
 
 
@@ -46,8 +50,10 @@ def denoiser_to_json(denoiser: Denoiser | FlowMap) -> dict[str, Any]:
     if isinstance(denoiser, NetworkDenoiser):
         parametrisation: dict[str, Any] = {"prediction": denoiser.prediction, "data_std": denoiser.data_std}
         parametrisation |= {_VARIANCE: True} if denoiser.learns_variance else {}
+        parametrisation |= {_SOURCE: denoiser.source} if isinstance(denoiser, ShiftedDenoiser) else {}
     else:
         parametrisation = {"time_dependent": denoiser.time_dependent}
+        parametrisation |= {_EVIDENCE_FREE: True} if denoiser.evidence_free else {}
     return {
         "network": asdict(options),
         "process": process_to_json(denoiser.process),
@@ -71,8 +77,9 @@ def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser | Flo
     variance = parametrisation.pop(_VARIANCE, False)
     network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states, variance=variance)
     if isinstance(process, CategoricalProcess):
-        return CategoricalDenoiser(network, process, spec=spec, **parametrisation)
-    denoiser = NetworkDenoiser(network, process, spec=spec, **parametrisation)
+        return token_denoiser(network, process, spec=spec, **parametrisation)
+    kind = ShiftedDenoiser if _SOURCE in parametrisation else NetworkDenoiser
+    denoiser = kind(network, process, spec=spec, **parametrisation)
     return NetworkFlowMap(denoiser, **fields["flow_map"]) if fields.get("flow_map") else denoiser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch import Tensor
 from undiffuse.codecs.codec import Codec
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.guidance.autoguidance import Autoguidance
+from undiffuse.guidance.categorical import Sharpen, Truncate
 from undiffuse.guidance.classifier import ClassifierGuidance
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
+from undiffuse.guidance.temperature import Temperature, TopK
 from undiffuse.guidance.thresholding import Thresholding
 from undiffuse.models.conditions import Fitted, fit_conditions
 
@@ -46,6 +48,43 @@ class ClassifierTarget:
         return self if len(label) == 1 else replace(self, label=label[low:high])
 
 
+class GuidanceArguments(TypedDict, total=False):
+    """What `Model.sample` and `Model.sample_result` take about guidance; what is left out, or None, is as the
+    model's defaults say.
+
+    Args:
+        guidance: Classifier-free guidance scale; 1 is conditional without guidance.
+        guidance_interval: (low, high] in sigma / alpha: guide only there.
+        guidance_rescale: Share of the guided mean that is scaled back to the spread of the conditional one.
+        negative: Conditions to move away from, instead of from the null: as `cond`.
+        autoguide: A weaker model of the same data, to move away from instead of from the null; with `negative` it is
+            told that. `guidance` is the scale of either.
+        classifier: Pulls samples to a class; see `ClassifierTarget`.
+        threshold: Bounds every answer to [-1, 1]: "static", "dynamic", or "none" against a default.
+        temperature, top_k: Tokens: sharpen the law of each, or keep its likeliest classes only. Samples then follow
+            another law than the model's; see `undiffuse.guidance.temperature`.
+        truncation: Tokens: keep the likeliest classes of each that together reach this probability, in (0, 1].
+        purity: Tokens: sharpen each by its purity, with this strength, and open pure places first; see
+            `undiffuse.guidance.categorical`. Without a solver named it takes `token-budget`.
+    """
+
+    guidance: float | None
+    guidance_interval: Sequence[float] | None
+    guidance_rescale: float | None
+    negative: dict[str, Any] | None
+    autoguide: Model | Denoiser | None
+    classifier: ClassifierTarget | None
+    threshold: Literal["static", "dynamic", "none"] | None
+    temperature: float | None
+    top_k: int | None
+    truncation: float | None
+    purity: float | None
+
+
+GUIDANCE_ARGUMENTS: tuple[str, ...] = tuple(GuidanceArguments.__annotations__)
+"""Their names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guided:
     """Guidance of one call: classifier-free or by a weaker model, then a classifier, then thresholding.
@@ -56,6 +95,8 @@ class Guided:
         weak: The weaker denoiser, where that is the reference.
         classifier: What pulls samples to a class.
         threshold: "static", "dynamic" or None.
+        temperature, top_k: Of the laws of tokens; see `undiffuse.guidance.temperature`.
+        truncation, purity: Likewise; see `undiffuse.guidance.categorical`.
         codec: What turns the denoiser's answers into data for a classifier of clean data.
     """
 
@@ -66,6 +107,10 @@ class Guided:
     weak: Denoiser | None = None
     classifier: ClassifierTarget | None = None
     threshold: Literal["static", "dynamic"] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    truncation: float | None = None
+    purity: float | None = None
     codec: Codec | None = None
 
     def rows(self, low: int, high: int) -> Guided:
@@ -80,7 +125,15 @@ class Guided:
             denoiser = self._contrasted(denoiser)
         if self.classifier is not None:
             denoiser = self._classified(denoiser, self.classifier)
-        return denoiser if self.threshold is None else Thresholding(denoiser, self.threshold)
+        if self.threshold is not None:
+            denoiser = Thresholding(denoiser, self.threshold)
+        if self.temperature is not None:
+            denoiser = Temperature(denoiser, self.temperature)
+        if self.top_k is not None:
+            denoiser = TopK(denoiser, self.top_k)
+        if self.truncation is not None:
+            denoiser = Truncate(denoiser, self.truncation)
+        return denoiser if self.purity is None else Sharpen(denoiser, self.purity)
 
     def _contrasted(self, denoiser: Denoiser) -> Denoiser:
         options: dict[str, Any] = {"interval": self.interval, "rescale": self.rescale, "negative": self.negative}
@@ -97,19 +150,7 @@ class Guided:
         return ClassifierGuidance(denoiser, network, label, target.scale, at=target.at)
 
 
-def read_guidance(
-    model: Model,
-    n: int,
-    conditions: Fitted,
-    *,
-    guidance: float | None,
-    guidance_interval: Sequence[float] | None = None,
-    guidance_rescale: float | None = None,
-    negative: dict[str, Any] | None = None,
-    autoguide: Model | Denoiser | None = None,
-    classifier: ClassifierTarget | None = None,
-    threshold: Literal["static", "dynamic", "none"] | None = None,
-) -> Guided:
+def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[GuidanceArguments]) -> Guided:
     """Return the guidance that a call asks for, or that the model's defaults have where the call does not say.
 
     A default scale holds where there is something to guide by.
@@ -117,22 +158,28 @@ def read_guidance(
     Raises:
         ValueError: A negative condition, a weaker model or a classifier that does nothing or does not fit.
     """
-    defaults = model.defaults
+    defaults, scale = model.defaults, asked.get("guidance")
+    negative, autoguide = asked.get("negative"), asked.get("autoguide")
     references = bool(negative) or autoguide is not None
-    if guidance is None:
+    if scale is None:
         by = references or bool(conditions.keys() - model.spec.kept_conditions)
-        guidance = defaults.get("guidance", 1.0) if by else 1.0
-    if references and guidance == 1:
+        scale = defaults.get("guidance", 1.0) if by else 1.0
+    if references and scale == 1:
         raise ValueError("negative and autoguide need a scale other than 1, at which they do nothing; add guidance=2.")
-    interval = guidance_interval or defaults.get("guidance_interval")
+    interval = asked.get("guidance_interval") or defaults.get("guidance_interval")
+    rescale, truncation, purity = asked.get("guidance_rescale"), asked.get("truncation"), asked.get("purity")
     return Guided(
-        scale=guidance,
+        scale=scale,
         interval=(interval[0], interval[1]) if interval else None,
-        rescale=defaults.get("guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale,
+        rescale=defaults.get("guidance_rescale", 0.0) if rescale is None else rescale,
         negative=fit_conditions(negative, n, model.state_spec, model.device) if negative else None,
         weak=_same_latents(model, autoguide),
-        classifier=_fitting(classifier, n),
-        threshold=_threshold(model, threshold),
+        classifier=_fitting(asked.get("classifier"), n),
+        threshold=_threshold(model, asked.get("threshold")),
+        temperature=asked.get("temperature"),
+        top_k=asked.get("top_k"),
+        truncation=defaults.get("truncation") if truncation is None else truncation,
+        purity=defaults.get("purity") if purity is None else purity,
         codec=model.codec,
     )
 

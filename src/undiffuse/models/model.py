@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
 from undiffuse.codecs.codec import Codec
+from undiffuse.codecs.quantised import check_codebook
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.denoisers.elbo import Bound, elbo
+from undiffuse.denoisers.elbo import Bound, summarise, token_bounds
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network_flow_map import as_denoiser
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.models.budget import read_budget
+from undiffuse.models.choosing import grid_of, shape_of, solver_of
 from undiffuse.models.conditions import fit_conditions, fit_tokens
-from undiffuse.models.guided import ClassifierTarget, Wrap, apply_wraps, read_guidance
+from undiffuse.models.guided import GUIDANCE_ARGUMENTS, GuidanceArguments, Wrap, apply_wraps, read_guidance
 from undiffuse.models.jumping import jumping
+from undiffuse.models.scheduled import setup_of
 from undiffuse.models.tuned import warn_of_other_sampler
+from undiffuse.models.windows import Draw, sliding, spec_of_length, window_of
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.compilation import compile_blocks
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grids import make_grid, uniform_grid
 from undiffuse.sampling.constraints import Constraint
-from undiffuse.sampling.flow_map import Jumps, default_solver, jump_grid
 from undiffuse.sampling.loop import SampleResult, Snapshot, sample
-from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.solver import Solver
 from undiffuse.spec import DataSpec
+from undiffuse.words import did_you_mean
 
-_STEPS = 25
+if TYPE_CHECKING:
+    from undiffuse.sampling.diffusers_setup import DiffusersSetup
+
 _BATCH = 256
 
 
@@ -47,7 +53,8 @@ class Model:
     Args:
         denoiser: The bare denoiser or flow map; guidance and other wrappers are added per call, never stored.
         spec: Kind, shape and units of the data, not of the latents.
-        defaults: "solver", "steps", "grid", "guidance": used where a call does not say.
+        defaults: "solver", "steps", "grid", "guidance": used where a call does not say; "scheduler", of diffusers,
+            where neither says a solver or a grid (`undiffuse.models.scheduled`).
         info: Anything worth keeping beside the weights: recipe, metrics.
         codec: What encodes data for the denoiser and decodes its samples.
 
@@ -63,6 +70,7 @@ class Model:
         info: dict[str, Any] | None = None,
         codec: Codec | None = None,
     ) -> None:
+        check_codebook(denoiser.spec, codec)
         self.module = denoiser
         self.spec = spec
         self.defaults = dict(defaults or {})
@@ -100,7 +108,7 @@ class Model:
 
     def state_spec_at(self, size: Sequence[int] | None) -> DataSpec:
         """Return `state_spec` for images of `size` (height, width) in pixels; as it is where that is None."""
-        return replace(self.state_spec, shape=self._shape(size))
+        return replace(self.state_spec, shape=shape_of(self, size))
 
     def encode(self, data: Tensor) -> Tensor:
         """Map data units (n, *spec.shape) to the denoiser's model units (n, *state_spec.shape)."""
@@ -132,7 +140,10 @@ class Model:
         Raises:
             ValueError: The denoiser has no network with named blocks.
         """
-        network = getattr(self.module, "backbone", None)
+        network = self._network
+        if network is not None and hasattr(network, "compile_network"):  # of diffusers
+            network.compile_network()
+            return self
         if not isinstance(network, Backbone):
             raise ValueError(f"{type(self.module).__name__} has no network with named blocks to compile.")
         compile_blocks(network)
@@ -183,19 +194,15 @@ class Model:
         *,
         seed: int = 0,
         cond: dict[str, Any] | None = None,
-        guidance: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float | None = None,
         solver: str | Solver | None = None,
         steps: int | None = None,
         grid: str | Tensor | None = None,
         prefix: str | Sequence[int] | Tensor | None = None,
+        length: int | None = None,
+        stride: int | None = None,
         first: int = 0,
         batch_size: int = _BATCH,
-        negative: dict[str, Any] | None = None,
-        autoguide: Model | Denoiser | None = None,
-        classifier: ClassifierTarget | None = None,
-        threshold: Literal["static", "dynamic", "none"] | None = None,
+        tokens_per_call: int | None = None,
         wrap: Wrap | Sequence[Wrap] | None = None,
         constraints: Sequence[Constraint] = (),
         start: Tensor | None = None,
@@ -207,21 +214,19 @@ class Model:
         solver_options: dict[str, Any] | None = None,
         parallel: int | None = None,
         parallel_tol: float = 0.1,
+        **guides: Unpack[GuidanceArguments],
     ) -> SampleResult:
         """As `sample`, but in model units, with the number of evaluations and, where asked for, the trajectory.
 
         Args:
-            guidance_interval: (low, high] in sigma / alpha: guide only there.
-            guidance_rescale: Share of the guided mean that is scaled back to the spread of the conditional one.
+            length: Texts: tokens of a sample, where they are not those of the training. Longer ones are written window
+                by window; see `undiffuse.models.windows`.
+            stride: New tokens per window there; None: half of it.
             first: Number of the first sample: first=64 goes on where n=64 ended.
             batch_size: Samples computed at once; changes nothing but memory and speed.
-            negative: Conditions to move away from, instead of from the null: as in `cond`.
-            autoguide: A weaker model of the same data, to move away from instead of from the null; with `negative` it
-                is told that. `guidance` is the scale of either.
-            classifier: Pulls samples to a class; see `ClassifierTarget`.
-            threshold: Bounds every answer to [-1, 1]: "static", "dynamic", or "none" against a default.
+            tokens_per_call: Most masks that open with one evaluation; takes `token-budget`.
             wrap: A wrapper, or several in the order in which they go around the denoiser, the first innermost. They
-                come before what the arguments above ask for, which goes around in the order of the arguments.
+                come before what `guides` ask for, which goes around in the order of its arguments.
             constraints, start: See `undiffuse.sampling.sample`; they hold for all n and so need n <= batch_size.
             size: Images: height and width in pixels; None takes that of the spec. Networks of convolutions and of
                 rotary positions take others; what they were trained on is in `spec.sizes`.
@@ -234,52 +239,52 @@ class Model:
                 calls it took. See `undiffuse.sampling.parallel`.
             parallel_tol: When a step counts as final there, in units of its noise, for the worst sample of a batch: so
                 above 0 a sample depends on its batch within this tolerance; 0 gives the sequential numbers.
+            guides: guidance, guidance_interval, guidance_rescale, negative, autoguide, classifier, threshold,
+                temperature, top_k, truncation, purity: see `undiffuse.models.guided.GuidanceArguments`.
+
+        Raises:
+            TypeError: An argument that there is not.
         """
+        _check_names(guides)
         if n < 1 or batch_size < 1:
             raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
         if n > batch_size and (constraints or start is not None):
             raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
-        if parallel is not None and (negative or classifier):
+        if parallel is not None and (guides.get("negative") or guides.get("classifier")):
             raise ValueError("parallel repeats the batch; negative and classifier belong to single samples: omit one.")
-        at_once: dict[str, Any] = {"parallel": parallel, "parallel_tol": parallel_tol}
-        rule = self._solver(solver, steps, solver_options or {})
-        times = self._grid(rule, grid, steps)
-        warn_of_other_sampler(self, {"solver": solver, "steps": steps, "grid": grid, "guidance": guidance})
-        spec = self.state_spec_at(size)
+        budget = read_budget(self.defaults, solver, tokens_per_call, guides.get("purity"))
+        own = setup_of(self.defaults, shape_of(self, size))
+        rule = solver_of(self, budget.solver, steps, {**budget.options, **(solver_options or {})}, own)
+        times = grid_of(self, rule, grid, steps, own)
+        scale = guides.get("guidance")
+        warn_of_other_sampler(self, {"solver": solver, "steps": steps, "grid": grid, "guidance": scale})
+        spec = spec_of_length(self.state_spec_at(size), length, getattr(self._network, "options", None))
+        window = window_of(self.state_spec, length, stride, bool(constraints))
         conditions = fit_conditions(cond, n, spec, self.device)
-        begun = start if prefix is None else fit_tokens(prefix, self.spec, self.process, self.device)
-        asked: dict[str, Any] = {"wrap": wrap, "constraints": constraints, "callback": callback, "negative": negative}
-        asked |= {"autoguide": autoguide, "classifier": classifier, "threshold": threshold not in (None, "none")}
-        asked |= {"parallel": parallel, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale}
-        jump = jumping(self.module, rule, guidance, asked)
+        begun = start if prefix is None else fit_tokens(prefix, spec, self.process, self.device)
+        asked = {"wrap": wrap, "constraints": constraints, "callback": callback, "parallel": parallel, **guides}
+        jump = jumping(self.module, rule, asked)
         wrapped: Any = apply_wraps(self.denoiser, wrap) if jump is None else None
-        guided = read_guidance(
-            self,
-            n,
-            conditions,
-            guidance=guidance,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            negative=negative,
-            autoguide=autoguide,
-            classifier=classifier,
-            threshold=threshold,
-        )
+        guided = read_guidance(self, n, conditions, **guides)
+        walk = partial(sample, solver=rule, constraints=constraints, callback=callback)
+        walk = partial(walk, parallel=parallel, parallel_tol=parallel_tol)
+        usual = times if grid is None and "grid" not in self.defaults else None  # the grid of the scheduler
         self.module.eval()
         listener(Started("sample", n, "sample"))
         parts: list[SampleResult] = []
         for low in range(0, n, batch_size):
             high = min(low + batch_size, n)
-            walk = partial(sample, solver=rule, constraints=constraints, callback=callback, **at_once)
-            draw = jump or partial(walk, guided.rows(low, high).wrap(wrapped))
+            noise = KeyedNoise(seed, range(first + low, first + high), self.device)
+            state = begun.expand(high - low, *begun.shape[1:]) if prefix is not None and begun is not None else begun
+            if state is None and own is not None and usual is not None:
+                state = own.start(noise, spec.shape, usual, dtype)
+            bounds = None if guides.get("threshold") else own
+            draw: Draw = jump or partial(walk, _bounded(guided.rows(low, high).wrap(wrapped), bounds))
+            if window is not None:
+                draw = sliding(draw, self.process, window, stride)
+            rows = conditions.rows(low, high) or None
             part = draw(
-                noise=KeyedNoise(seed, range(first + low, first + high), self.device),
-                shape=spec.shape,
-                grid=times,
-                cond=conditions.rows(low, high) or None,
-                start=begun.expand(high - low, *begun.shape[1:]) if prefix is not None and begun is not None else begun,
-                dtype=dtype,
-                trajectory=trajectory,
+                noise=noise, shape=spec.shape, grid=times, cond=rows, start=state, dtype=dtype, trajectory=trajectory
             )
             parts.append(part)
             listener(Advanced("sample", high))
@@ -293,14 +298,12 @@ class Model:
             ValueError: The model is not of tokens, or an id is unknown.
         """
         parts = [
-            elbo(self.denoiser, rows.to(self.device), KeyedNoise(seed, range(low, low + len(rows)), self.device), draws)
+            token_bounds(
+                self.denoiser, rows.to(self.device), KeyedNoise(seed, range(low, low + len(rows)), self.device), draws
+            )
             for low, rows in ((i, tokens[i : i + batch_size]) for i in range(0, len(tokens), batch_size))
         ]
-        sizes = torch.tensor([min(batch_size, len(tokens) - i) for i in range(0, len(tokens), batch_size)]).double()
-        means = torch.tensor([part.mean for part in parts]).double()
-        errors = torch.tensor([part.standard_error for part in parts]).double()
-        share = sizes / sizes.sum()
-        return Bound(float((share * means).sum()), float(((share * errors) ** 2).sum().sqrt()))
+        return summarise(torch.cat(parts, dim=1))
 
     def text(self, tokens: Tensor) -> list[str]:
         """Return the text of token ids (N, L)."""
@@ -314,76 +317,29 @@ class Model:
 
         return save_model(self, Path(folder))
 
+    @property
+    def _network(self) -> Any:
+        """The network in the denoiser or flow map, where there is one."""
+        return getattr(self.module, "backbone", None)
+
     @torch.no_grad()
     def _decoded(self, x: Tensor, batch_size: int) -> Tensor:
         if self.codec is None:
             return self.decode(x)
         return torch.cat([self.decode(rows) for rows in x.split(batch_size)])
 
-    def _solver(self, solver: str | Solver | None, steps: int | None, options: dict[str, Any]) -> Solver:
-        if isinstance(solver, Solver):
-            if options:
-                raise ValueError("solver_options belong to a solver given by name; this one is built already.")
-            return solver
-        name = solver or self.defaults.get("solver") or self._default_solver()
-        if name == "first-hitting":
-            options = {"steps": self._steps(steps), **options}
-        return make_solver(name, **options)
 
-    def _default_solver(self) -> str:
-        if isinstance(self.module, FlowMap):
-            return default_solver(self.module)
-        return "first-hitting" if self.spec.is_discrete else "dpm++2m"
-
-    def _shape(self, size: Sequence[int] | None) -> tuple[int, ...]:
-        """Return the shape of one state for images of so many pixels; that of the spec by default."""
-        shape = self.state_spec.shape
-        if size is None:
-            return shape
-        if self.spec.kind != "image":
-            raise ValueError(f"size={tuple(size)} is for images; this model makes {self.spec.kind} data. Leave it out.")
-        factor = max(1, self.spec.shape[-1] // shape[-1])  # pixels per latent
-        options = getattr(getattr(self.module, "backbone", None), "options", None)
-        stride = factor * getattr(options, "patch", 1)
-        if len(size) != 2 or any(side < 1 or side % stride for side in size):
-            known = f" The model was trained on {_sizes(self.spec.sizes)}." if self.spec.sizes else ""
-            raise ValueError(
-                f"size={tuple(size)} does not fit; give height and width, each a multiple of {stride} pixels.{known}"
-            )
-        return (shape[0], size[0] // factor, size[1] // factor)
-
-    def _steps(self, steps: int | None) -> int | None:
-        return steps if steps is not None else self.defaults.get("steps")
-
-    def _grid(self, solver: Solver, grid: str | Tensor | None, steps: int | None) -> Tensor | None:
-        """Return the times to walk; None for solvers that draw their own."""
-        process = self.process
-        if grid is not None and solver.draws_times and (solver.discrete or not isinstance(grid, Tensor)):
-            raise ValueError(f"{type(solver).__name__} draws its own times; leave the grid out.")
-        if isinstance(grid, Tensor):
-            if steps is not None:
-                raise ValueError(f"steps={steps} was given beside a grid, which has its own; leave one out.")
-            return grid
-        if solver.draws_times:
-            if steps is not None and not solver.discrete:
-                name = type(solver).__name__
-                raise ValueError(f"steps={steps}, but {name} chooses its own; leave steps out and set rtol.")
-            return None
-        count = self._steps(steps)
-        shape: Any = grid or self.defaults.get("grid")
-        if isinstance(solver, Jumps) and isinstance(self.module, FlowMap):
-            return jump_grid(self.module, count or 1, shape or "t")
-        if isinstance(process, GaussianProcess):
-            shape = shape or "logsnr"
-            return make_grid(process.schedule, _STEPS if count is None else count, shape)
-        if grid not in (None, "t"):
-            raise ValueError(f"grid={grid!r} is a spacing in noise level, which tokens do not have; leave it out.")
-        return uniform_grid(self.spec.shape[0] if count is None else count)
+def _check_names(guides: Any) -> None:
+    """Refuse arguments that nothing takes."""
+    for name in guides:
+        if name not in GUIDANCE_ARGUMENTS:
+            known = [*inspect.signature(Model.sample_result).parameters, *GUIDANCE_ARGUMENTS]
+            raise TypeError(f"sample_result() got an unexpected argument {name!r}.{did_you_mean(name, known)}")
 
 
-def _sizes(sizes: Sequence[tuple[int, int]], most: int = 8) -> str:
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:most])
-    return shown + (", ..." if len(sizes) > most else "")
+def _bounded(denoiser: Denoiser, own: DiffusersSetup | None) -> Denoiser:
+    """Bound answers as the scheduler does that came with the model."""
+    return denoiser if own is None else own.wrap(denoiser)
 
 
 def _join(parts: list[SampleResult]) -> SampleResult:

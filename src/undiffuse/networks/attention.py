@@ -19,6 +19,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from undiffuse.networks.compilation import eager_blocks
 from undiffuse.networks.dropout import Dropout
+from undiffuse.networks.past import Past
 
 _USE_MATH: ContextVar[bool] = ContextVar("undiffuse_math_attention", default=False)
 
@@ -53,11 +54,11 @@ class Rotary:
     sin: Tensor
 
     @staticmethod
-    def make(length: int, head_dim: int, like: Tensor) -> Rotary:
-        """Return the turns of positions 0 .. length - 1, on the device and in the dtype of `like`; `head_dim` even."""
+    def make(length: int, head_dim: int, like: Tensor, first: int = 0) -> Rotary:
+        """Return the turns of `length` positions from `first`, for an even `head_dim`, on the device of `like`."""
         # In half precision the angle of position 1000 would be off by whole radians.
         dtype = torch.promote_types(like.dtype, torch.float32)
-        position = torch.arange(length, device=like.device, dtype=dtype)
+        position = torch.arange(first, first + length, device=like.device, dtype=dtype)
         pair = torch.arange(head_dim // 2, device=like.device, dtype=dtype)
         angles = position[:, None] * torch.exp(pair * (-2.0 * math.log(10_000.0) / head_dim))
         return Rotary(angles.cos().to(like.dtype), angles.sin().to(like.dtype))
@@ -75,6 +76,7 @@ def attend(
     value: Tensor,
     mask: Tensor | None = None,
     weigh: Callable[[Tensor], Tensor] | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Return softmax(query key^T / sqrt(d)) value.
 
@@ -83,8 +85,16 @@ def attend(
         mask: Bool, broadcast to (B, heads, queries, keys); False where a key is not to be read; each query needs
             one True.
         weigh: Stands for the softmax of the scores (B, heads, L, L), with plain mathematics; None: whichever is faster.
+        causal: Whether the queries, which stand at the last positions of the keys, read none behind them.
     """
-    if weigh is None and not in_derivatives():  # derivatives are taken of the uncompiled network
+    fused = weigh is None and not in_derivatives()  # derivatives are taken of the uncompiled network
+    if causal and query.shape[-2] > 1:
+        if fused and mask is None and query.shape[-2] == key.shape[-2]:
+            return scaled_dot_product_attention(query, key, value, is_causal=True)
+        earlier = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+        earlier = earlier.tril(key.shape[-2] - query.shape[-2])
+        mask = earlier if mask is None else mask & earlier
+    if fused:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
@@ -129,18 +139,27 @@ class SelfAttention(nn.Module):
         zero_init: Start with output 0, so that a residual around it starts as the identity.
         qk_norm: Normalise the queries and keys of each head, so that scores cannot grow without bound (Dehghani et al.
             2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2, arXiv:2302.05442).
+        causal: Let each token read itself and those before it only.
 
     Attributes:
         weights: Where hooks find the attention weights (B, heads, L, L); see `undiffuse.networks.hooks`.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, dropout: float = 0.0, zero_init: bool = False, qk_norm: bool = False
+        self,
+        dim: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        zero_init: bool = False,
+        qk_norm: bool = False,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"{dim} features do not split into {heads} heads; make them a multiple of {heads}.")
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.query_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
         self.key_norm = HeadNorm(dim // heads) if qk_norm else nn.Identity()
@@ -151,16 +170,24 @@ class SelfAttention(nn.Module):
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, L, D) to (B, L, D); `mask` (B, L) bool is True for tokens that may be read."""
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
+        """Map tokens (B, L, D) to (B, L, D).
+
+        `mask` (B, L) bool is True for tokens that may be read; `past` holds those before `x`, and then `x` too.
+        """
         query, key, value = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, L, d)
         query, key = self.query_norm(query), self.key_norm(key)
         if rotary is not None:
             query, key = rotary.turn(query), rotary.turn(key)
+        if past is not None:
+            key, value = past.add(key, value)
         readable = None if mask is None else mask[:, None, None, :]
-        mixed = attend(query, key, value, readable, self.weights if self.weights.is_hooked else None)
+        weigh = self.weights if self.weights.is_hooked else None
+        mixed = attend(query, key, value, readable, weigh, causal=self.causal)
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 

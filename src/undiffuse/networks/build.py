@@ -8,6 +8,7 @@ from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.dit import DiT
 from undiffuse.networks.mlp import MLP
 from undiffuse.networks.options import DiTOptions, MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.token_unet import TokenUNet
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 from undiffuse.spec import DataSpec
@@ -15,7 +16,7 @@ from undiffuse.spec import DataSpec
 _SPATIAL_AXES = {"signal": 1, "image": 2, "video": 2, "volume": 3}
 _KINDS: dict[str, tuple[str, ...]] = {
     "mlp": ("vector",),
-    "unet": tuple(_SPATIAL_AXES),
+    "unet": (*_SPATIAL_AXES, "tokens"),
     "dit": tuple(_SPATIAL_AXES),
     "transformer": ("tokens",),
 }
@@ -62,13 +63,16 @@ def _construct(options: NetworkOptions, spec: DataSpec, states: int | None, vari
             self_condition=options.self_condition,
             variance=variance,
         )
+    if variance and spec.is_discrete:
+        raise ValueError("the variance of a step can be learned for continuous data only, and these data are tokens.")
     if isinstance(options, UNetOptions):
         _check_temporal(options, spec)
+        if spec.is_discrete:
+            grid = spec.grid or spec.shape
+            return TokenUNet(grid, spec.categories, _states(spec, states), options, conditions=spec.conditions)
         return UNet(_SPATIAL_AXES[spec.kind], spec.channels, options, conditions=conditions, variance=variance)
     if isinstance(options, DiTOptions):
         return _dit(options, spec, variance)
-    if variance:
-        raise ValueError("the variance of a step can be learned for continuous data only, and these data are tokens.")
     return _transformer(options, spec, states)
 
 
@@ -86,6 +90,23 @@ def _dit(options: DiTOptions, spec: DataSpec, variance: bool) -> DiT:
 
 
 def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None) -> Transformer:
+    return Transformer(
+        spec.categories,
+        _states(spec, states),
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        time_dependent=options.time_dependent,
+        dropout=options.dropout,
+        neighbours=options.neighbours,
+        causal=options.causal,
+        conditions=spec.conditions,
+        grid=spec.grid,
+    )
+
+
+def _states(spec: DataSpec, states: int | None) -> int:
+    """Return the number of input tokens, checked against the vocabulary."""
     kinds = spec.categories
     states = kinds if states is None else states
     if not kinds or states not in (kinds, kinds + 1):
@@ -93,17 +114,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
             f"states={states} but the vocabulary has {kinds} tokens; give a vocabulary, and states={kinds} or, "
             f"with a mask, {kinds + 1}."
         )
-    return Transformer(
-        kinds,
-        states,
-        width=options.width,
-        depth=options.depth,
-        heads=options.heads,
-        time_dependent=options.time_dependent,
-        dropout=options.dropout,
-        neighbours=options.neighbours,
-        conditions=spec.conditions,
-    )
+    return states
 
 
 def _check_temporal(options: UNetOptions | DiTOptions, spec: DataSpec) -> None:

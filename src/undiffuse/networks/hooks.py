@@ -4,7 +4,8 @@
         network(x, level, cond)          # ends after "mid"
     taken["mid"]
 
-Works on our networks (`network.blocks`) and on any `nn.Module` by the names of its submodules. Hooks are
+Works on our networks (`network.blocks`), on those of diffusers (`DiffusersNetwork.blocks`) and on any `nn.Module` by
+the names of its submodules. Hooks are
 removed on exit, also after an error. Give the network itself, not one wrapped by `torch.compile`; compiled blocks
 (`compile_blocks`) run their own code while anyone listens.
 
@@ -127,8 +128,17 @@ def _attach(stack: ExitStack, block: nn.Module, change: Callable[[Any], Any], *,
     if inputs:
         handle = block.register_forward_pre_hook(_first_argument_hook(change), with_kwargs=True)
     else:
-        handle = block.register_forward_hook(lambda module, args, output: change(output))
+        handle = block.register_forward_hook(lambda module, args, output: _changed(change, module, output))
     stack.callback(handle.remove)
+
+
+def _changed(change: Callable[[Any], Any], module: nn.Module, output: Any) -> Any:
+    """Return the changed output, None for no change; of several outputs the one that the block calls its main."""
+    main = getattr(module, "main_output", None)
+    if main is None or not isinstance(output, tuple):
+        return change(output)
+    value = change(output[main])
+    return None if value is None else (*output[:main], value, *output[main + 1 :])
 
 
 def _first_argument_hook(change: Callable[[Any], Any]) -> Callable[..., tuple[Any, Any] | None]:

@@ -88,7 +88,7 @@ class UNetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerOptions:
-    """Bidirectional transformer for tokens (B, L)."""
+    """Transformer for tokens (B, L)."""
 
     kind: Literal["transformer"] = option("transformer", "the network's kind")
     width: int = option(128, "features per token")
@@ -97,12 +97,15 @@ class TransformerOptions:
     time_dependent: bool = option(False, "tell the network the noise level; masked diffusion does without")
     dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
     neighbours: int = option(0, "tokens on each side that blocks mix by convolution before attention; 0 for none")
+    causal: bool = option(False, "let tokens see those before them only, for objective=autoregressive")
 
     def __post_init__(self) -> None:
         _check_positive(self, "width", "depth", "heads")
         _check_fraction("dropout", self.dropout)
         if self.neighbours < 0:
             raise ValueError(f"neighbours={self.neighbours} must not be negative.")
+        if self.causal and self.time_dependent:
+            raise ValueError("causal networks read clean tokens, which have no time; set time_dependent=false.")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width={self.width} does not split into heads={self.heads} heads of even size "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from undiffuse.networks.attention import CrossAttention, Rotary, SelfAttention
 from undiffuse.networks.dropout import Dropout
 from undiffuse.networks.modulation import ModulatedResidual
+from undiffuse.networks.past import Past
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # by the axes of the grid; 0: a line
 
 
 class TransformerBlock(nn.Module):
@@ -22,6 +27,8 @@ class TransformerBlock(nn.Module):
         ratio: Features between the two layers of the feed-forward part, over width.
         qk_norm: Normalise queries and keys.
         token_dim: Features T of the tokens that cross-attention reads; None: no cross-attention.
+        grid: Size of the grid that tokens lie on, for the mixing of neighbours; empty for a line.
+        causal: Let each token see itself and those before it only; on a line.
     """
 
     def __init__(
@@ -35,10 +42,13 @@ class TransformerBlock(nn.Module):
         ratio: float = 4.0,
         qk_norm: bool = False,
         token_dim: int | None = None,
+        grid: Sequence[int] = (),
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        self.mixing = NeighbourMixing(width, neighbours) if neighbours else nn.Identity()
-        attention, inside = SelfAttention(width, heads, dropout=dropout, qk_norm=qk_norm), round(ratio * width)
+        self.mixing = NeighbourMixing(width, neighbours, grid, causal) if neighbours else nn.Identity()
+        attention = SelfAttention(width, heads, dropout=dropout, qk_norm=qk_norm, causal=causal)
+        inside = round(ratio * width)
         self.attention = ModulatedResidual(attention, width, context_dim)
         feed_forward = nn.Sequential(nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width), Dropout(dropout))
         self.feed_forward = ModulatedResidual(feed_forward, width, context_dim)
@@ -57,6 +67,7 @@ class TransformerBlock(nn.Module):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         mask: Tensor | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Map `x` (B, L, D).
 
@@ -67,8 +78,10 @@ class TransformerBlock(nn.Module):
             tokens: What cross-attention reads, (B, M, T).
             token_mask: (B, M) bool, True for those that may be read.
             mask: (B, L) bool, True for tokens of `x` that may be read.
+            past: Of causal blocks: the tokens read before `x`, to which `x` is added.
         """
-        x = self.attention(self.mixing(x), context, rotary, mask)
+        mixed = self.mixing(x, past) if isinstance(self.mixing, NeighbourMixing) else x
+        x = self.attention(mixed, context, rotary, mask, past)
         if self.cross is not None:
             x = self.cross(x, context, tokens, token_mask)
         return self.feed_forward(x, context)
@@ -83,18 +96,24 @@ class NeighbourMixing(nn.Module):
     Args:
         width: Features D per token.
         neighbours: Tokens n on each side.
+        grid: Size of the grid that tokens lie on, row by row, with neighbours along each axis; empty for a line.
+        causal: Whether those behind a token are left out, and it sees 2 n before it; on a line.
 
-    Source: the short convolutions of So et al. 2021, "Primer", arXiv:2109.08668, without causality.
+    Source: the short convolutions of So et al. 2021, "Primer", arXiv:2109.08668, which are causal.
     """
 
-    def __init__(self, width: int, neighbours: int) -> None:
+    def __init__(self, width: int, neighbours: int, grid: Sequence[int] = (), causal: bool = False) -> None:
         super().__init__()
-        size = 2 * neighbours + 1
-        self.convolution = nn.Conv1d(width, width, size, padding=neighbours, groups=width)
+        size, self.grid = 2 * neighbours + 1, tuple(grid)
+        self.before = 2 * neighbours if causal else 0
+        layer = _CONVOLUTIONS[len(self.grid)]
+        self.convolution = layer(width, width, size, padding=0 if causal else neighbours, groups=width)
         nn.init.zeros_(self.convolution.weight)
         assert self.convolution.bias is not None
         nn.init.zeros_(self.convolution.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, L, D)."""
-        return x + self.convolution(x.mT).mT
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """Map tokens (B, L, D); `past` holds what came before them, where causal."""
+        seen = (past or Past(0)).before(x, self.before) if self.before else x
+        placed = seen.mT.unflatten(-1, self.grid) if self.grid else seen.mT
+        return x + self.convolution(placed).flatten(2).mT

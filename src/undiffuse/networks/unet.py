@@ -41,6 +41,7 @@ class UNet(Backbone):
         options: Width, depth, attention, self-conditioning.
         conditions: Conditions by name.
         variance: Whether it has a head "variance".
+        outputs: Channels of the head "out", where they are not those of the data.
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B, arXiv:2006.11239.
     """
@@ -53,6 +54,7 @@ class UNet(Backbone):
         *,
         conditions: Mapping[str, ConditionSpec] | None = None,
         variance: bool = False,
+        outputs: int | None = None,
     ) -> None:
         if dims not in (1, 2, 3):
             raise ValueError(f"dims={dims}; expected 1 (signals), 2 (images, video) or 3 (volumes).")
@@ -73,7 +75,7 @@ class UNet(Backbone):
         self.enlarge = nn.ModuleList(Upsample(dims, coarse, fine) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(self._level(level, skips=widths[level]) for level in range(len(widths)))
         self.norm = group_norm(widths[0])
-        self.leave = convolution(dims, widths[0], channels, zero_init=True)
+        self.leave = convolution(dims, widths[0], outputs or channels, zero_init=True)
         # Built last, so that one seed gives the image part of both networks the same weights.
         self.temporal = nn.ModuleDict(self._temporal_blocks() if options.temporal else {})
         self.variance = convolution(dims, widths[0], channels, zero_init=True) if variance else None

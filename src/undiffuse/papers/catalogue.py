@@ -50,6 +50,48 @@ PAPERS: dict[str, Paper] = {
         minutes=30,
         location="undiffuse.papers.mmd_ddm:study",
     ),
+    "masked-diffusion": Paper(
+        title="Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical "
+        "Sampling",
+        source="Zheng, Chen, Mao, Liu, Zhu, Zhang 2024, arXiv:2409.02908",
+        claim="Opening masks one by one draws the model's law exactly in as many calls as there are tokens; networks "
+        "need no time; and float32 draws lower the temperature without saying so.",
+        minutes=20,
+        location="undiffuse.papers.masked_diffusion:reproduce",
+    ),
+    "red-diff": Paper(
+        title="A Variational Perspective on Solving Inverse Problems with Diffusion Models",
+        source="Mardani, Song, Kautz, Vahdat 2023, arXiv:2305.04391",
+        claim="Restoration as an optimisation beats tuned samplers in PSNR of one image without a derivative of the "
+        "network, if the times fall; it seeks modes, and fits heavy noise.",
+        minutes=12,
+        location="undiffuse.papers.red_diff:reproduce",
+    ),
+    "low-level-vision": Paper(
+        title="Diffusion Models in Low-Level Vision: A Survey",
+        source="He, Shen, Fang, Xiao, Tang, Zhang, Zuo, Guo, Li 2024, arXiv:2406.11138",
+        claim="All zero-shot solvers on one prior whose posterior is known: moment-matched ones are calibrated, and "
+        "PSNR of one sample rewards those that are too narrow.",
+        minutes=14,
+        location="undiffuse.papers.low_level_vision:reproduce",
+    ),
+    "vq-diffusion": Paper(
+        title="Vector quantized diffusion model for text-to-image synthesis, and its improvement",
+        source="Gu et al. 2021, arXiv:2111.14822, and Tang et al. 2022, arXiv:2205.16007",
+        claim="Noise that masks and replaces tokens beats either alone, strides with the right kernel lose little with "
+        "a quarter of the steps, and guidance, truncation and purity trade variety for precision.",
+        minutes=15,
+        location="undiffuse.papers.vq_diffusion:reproduce",
+    ),
+    "vq-ddm": Paper(
+        title="Global Context with Discrete Diffusion in Vector Quantised Modelling for Image Generation",
+        source="Hu, Wang, Cham, Yang, Suganthan 2021, arXiv:2112.01799",
+        claim="A rebuilt codebook is used wholly and reconstructs better than one that is trained on; uniform "
+        "diffusion on its codes completes pictures without training, once its answers are read rightly and its steps "
+        "repeated.",
+        minutes=18,
+        location="undiffuse.papers.vq_ddm:reproduce",
+    ),
 }
 """Name -> paper."""
 

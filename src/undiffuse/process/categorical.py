@@ -1,12 +1,12 @@
 r"""The categorical process: how tokens turn into masks or into other tokens, and the exact way back.
 
 K classes of data, and one more state, the mask with id K, in two of the three kinds. With a_t = keep(t) and
-m the share of lost tokens that are masked, at any time
+c_t the probability of a mask, at any time
 
-    q(x_t | x_0) = a_t [x_t = x_0] + (1 - a_t) (m [x_t = mask] + (1 - m) / K [x_t != mask]),
+    q(x_t | x_0) = a_t [x_t = x_0] + c_t [x_t = mask] + (1 - a_t - c_t) / K [x_t != mask],
 
-where m is 1 for "absorbing", 0 for "uniform" and `mask_share` for "mask-replace". A mask stays a mask going
-up in t. One closed form, O(K) per token, serves all three.
+where c_t is 1 - a_t for "absorbing", 0 for "uniform", and for "mask-replace" `mask_share` (1 - a_t), or what a schedule
+with masks of its own says. A mask stays a mask going up in t. One closed form, O(K) per token, serves all three.
 
 In a table each position is a column with values of its own: `blocks` gives their numbers K_l, column l has the K_l ids
 that follow those of the columns before it, and 1 / K above becomes 1 / K_l on these.
@@ -32,6 +32,7 @@ CategoricalKind = Literal["absorbing", "uniform", "mask-replace"]
 Level = float | Tensor
 Formula = Callable[["CategoricalProcess", Tensor, Tensor], tuple[Tensor, ...]]
 
+MASK_SHARE = 0.9  # of VQ-Diffusion: 0.9 of the lost tokens are masked, 0.1 drawn again
 _TINY = torch.finfo(torch.float64).tiny
 PRIOR_TOLERANCE = 1e-3  # error per token, in total variation, of a prior that ignores what is kept at t = 1
 
@@ -52,18 +53,20 @@ class CategoricalProcess:
         kind: "absorbing" (masks only), "uniform" (random classes only) or "mask-replace" (both).
         classes: Number of data classes K. Ids are 0..K-1; the mask is K.
         keep: Keep schedule.
-        mask_share: Share of lost tokens that become masks, for "mask-replace".
+        mask_share: Share of lost tokens that become masks, for "mask-replace"; None for 0.9, or for what the schedule
+            says where it has masks of its own.
         blocks: Number of classes of each position of (B, L), which add up to K; empty: all K at every position.
 
     Raises:
-        ValueError: An unknown kind, fewer than 1 class, a share outside of (0, 1), blocks that do not add up, a
-            schedule that does not fall from 1, or one that keeps too much at t = 1 for a prior without masks alone.
+        ValueError: An unknown kind, fewer than 1 class, a share outside of (0, 1) or beside a schedule with masks of
+            its own, blocks that do not add up, a schedule that does not fall from 1, masks that become fewer, or a
+            schedule that keeps too much at t = 1 for a prior without masks alone.
     """
 
     kind: CategoricalKind
     classes: int
     keep: KeepSchedule = field(default_factory=LinearKeep)
-    mask_share: float = 0.9
+    mask_share: float | None = None
     blocks: tuple[int, ...] = ()
     _cache: dict[tuple[str, float, float], tuple[float, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -74,9 +77,13 @@ class CategoricalProcess:
             raise ValueError(f"kind={self.kind!r} is unknown; choose one of {', '.join(get_args(CategoricalKind))}.")
         if self.classes < 1:
             raise ValueError(f"classes={self.classes} but there must be at least 1 data class.")
-        if self.kind == "mask-replace" and not 0 < self.mask_share < 1:
+        if self.kind == "mask-replace" and not 0 < self.share < 1:
             raise ValueError(
                 f"mask_share={self.mask_share} is outside of (0, 1); use kind='absorbing' for 1 and 'uniform' for 0."
+            )
+        if self.keep.has_masks and self.mask_share is not None:
+            raise ValueError(
+                f"mask_share={self.mask_share} but keep={self.keep.name!r} has masks of its own; leave one out."
             )
         if self.blocks and (sum(self.blocks) != self.classes or min(self.blocks) < 1):
             raise ValueError(f"blocks={self.blocks} must be positive and add up to classes={self.classes}.")
@@ -85,7 +92,8 @@ class CategoricalProcess:
     @property
     def share(self) -> float:
         """Share of lost tokens that become masks: 1, 0 or `mask_share`."""
-        return {"absorbing": 1.0, "uniform": 0.0}.get(self.kind, self.mask_share)
+        share = MASK_SHARE if self.mask_share is None else self.mask_share
+        return {"absorbing": 1.0, "uniform": 0.0}.get(self.kind, share)
 
     @property
     def states(self) -> int:
@@ -120,7 +128,12 @@ class CategoricalProcess:
 
         All masks are an exact start for "absorbing" whatever keep(1) is, since p(x_0 | all masks) = p(x_0).
         """
-        return self._draw_noise(uniform, 1.0 - self.share)
+        lost, masked = cast(tuple[float, ...], self._evaluate(_lost_and_masked, 0.0, 1.0))
+        return self._draw_noise(uniform, 1.0 - masked / lost)
+
+    def masked(self, t: Time) -> Level:
+        """Return the probability that a token is masked at `t`: a Python float for a float time, else float64."""
+        return self._evaluate(_lost_and_masked, 0.0, t)[1]
 
     def marginal(self, x0_probs: Tensor, t: Time) -> Tensor:
         """Return q(x_t | x_0) averaged over x_0 ~ `x0_probs` (B, ..., K): probabilities (B, ..., states)."""
@@ -246,6 +259,19 @@ class CategoricalProcess:
                     f"({self.classes} classes{'' if self.mask_id is None else ' and a mask'})."
                 )
 
+    def check_data(self, x0: Tensor) -> None:
+        """Refuse what is no clean data: as `check_tokens`, and the mask, which stands for no class.
+
+        Raises:
+            TypeError: Not int64.
+            ValueError: No tokens, or an id outside of 0..K-1.
+        """
+        self.check_tokens(x0)
+        if x0.device.type == "cpu" and bool(self.is_mask(x0).any()):
+            raise ValueError(
+                f"clean tokens hold the id {self.classes}, which is the mask; data are ids 0 to {self.classes - 1}."
+            )
+
     # -- helpers ----------------------------------------------------------------------------------
 
     def _draw_noise(self, rest: Tensor, replace: Level) -> Tensor:
@@ -312,6 +338,9 @@ class CategoricalProcess:
         keep = self.keep.keep(torch.linspace(0, 1, 65, dtype=torch.float64))
         if keep[0] != 1 or not bool((keep.diff() <= 0).all()) or keep[-1] < 0:
             raise ValueError(f"{self.keep} is no keep schedule; it must start at 1 and fall to 0 or a little above.")
+        masked = self.keep.masked(torch.linspace(0, 1, 65, dtype=torch.float64), self.share)
+        if masked[0] != 0 or not bool((masked.diff() >= 0).all()) or bool((keep + masked > 1 + 1e-12).any()):
+            raise ValueError(f"the masks of {self.keep} must rise from 0 to at most what is lost: masks stay masks.")
         if self.kind != "absorbing" and keep[-1] > PRIOR_TOLERANCE:
             raise ValueError(
                 f"{self.keep} still keeps {float(keep[-1]):.2g} of the tokens at t = 1, so kind {self.kind!r} has no "
@@ -321,13 +350,21 @@ class CategoricalProcess:
 
 def _kernel_levels(process: CategoricalProcess, early: Tensor, late: Tensor) -> tuple[Tensor, ...]:
     """Stay, replace, mask. Written in what is lost between the times, so that equal times are the identity."""
-    keep, share = process.keep.keep(early), process.share
+    keep, before = process.keep.keep(early), process.keep.masked(early, process.share)
     lost = process.keep.drop(late) - process.keep.drop(early)
     moved = (lost > 0) & (keep > 0)
-    kept, unmasked = torch.where(moved, keep, 1.0), torch.where(moved, 1.0 - share * process.keep.drop(early), 1.0)
+    kept, unmasked = torch.where(moved, keep, 1.0), torch.where(moved, 1.0 - before, 1.0)
     lost = torch.where(moved, lost, 0.0)
+    masked = torch.where(moved, process.keep.masked(late, process.share) - before, 0.0)
     stay = torch.where(moved, process.keep.keep(late) / kept, 1.0)
-    return stay, (1.0 - share) * lost / (kept * unmasked), share * lost / unmasked
+    # 1 - stay - mask on one denominator: exactly 0 for masks alone; rounding must not leave less than 0
+    replaced = ((lost * unmasked - masked * kept) / (kept * unmasked)).clamp(min=0.0)
+    return stay, replaced, masked / unmasked
+
+
+def _lost_and_masked(process: CategoricalProcess, early: Tensor, late: Tensor) -> tuple[Tensor, ...]:
+    """What is lost by `late`, and what of it is masked."""
+    return process.keep.drop(late), process.keep.masked(late, process.share)
 
 
 def _opening(process: CategoricalProcess, early: Tensor, late: Tensor) -> tuple[Tensor, ...]:

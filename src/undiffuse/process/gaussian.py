@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 Prediction = Literal["data", "noise", "velocity", "v", "edm"]
-BridgeRule = Literal["ddim", "fresh", "brownian"]
+BridgeRule = Literal["ddim", "fresh", "brownian", "mixed", "increments"]
 _CACHE_LIMIT = 20_000
 _ZERO = torch.zeros((), device="cpu")  # combines with every dtype and device
 Coefficient = float | Tensor
@@ -186,7 +186,10 @@ class GaussianProcess:
 
         All rules keep the marginal: x0 = alpha_s and eps^2 + std^2 = sigma_s^2. With h = l_s - l_t,
         "ddim" has std = eta sigma_s sqrt(1 - e^-2h), eta in [0, 1]; "brownian" is the exact reverse SDE of
-        temperature eta, std = sigma_s sqrt(1 - e^(-2 eta^2 h)), any eta >= 0; "fresh" forgets the noise.
+        temperature eta, std = sigma_s sqrt(1 - e^(-2 eta^2 h)), any eta >= 0; "fresh" forgets the noise, and "mixed"
+        a share of it, std = eta sigma_s, eta in [0, 1] (the codes of DDRM, DDNM and DDS).
+        "increments" keeps the share (sigma_s / sigma_t)^(eta^2), eta >= 0: at eta = 1 the noise has independent
+        increments in sigma^2 whatever alpha does (ResShift); for sigma that falls with t.
         "ddim" and "brownian" agree at eta = 0 and at eta = 1, the DDPM posterior. Python floats for float
         times, else float64 tensors; where s = t the bridge is the identity.
 
@@ -279,6 +282,13 @@ class GaussianProcess:
         alpha, sigma = self.schedule.levels(s)
         if rule == "fresh":
             return alpha, torch.where(t == s, sigma, 0.0), torch.where(t == s, 0.0, sigma)
+        if rule == "mixed":
+            std = torch.where(t == s, 0.0, eta * sigma)
+            return alpha, (sigma**2 - std**2).clamp(min=0).sqrt(), std
+        if rule == "increments":
+            ratio = torch.where(t == s, 1.0, sigma / self.schedule.sigma(t)).clamp(max=1.0)
+            kept = ratio ** (eta**2)
+            return alpha, sigma * kept, sigma * (1 - kept**2).sqrt()
         h = torch.where(t == s, 0.0, self.schedule.half_logsnr(s) - self.schedule.half_logsnr(t))
         if eta == 0:
             return alpha, sigma, torch.zeros_like(sigma)
@@ -362,6 +372,6 @@ def _divide(x: Tensor, by: Coefficient) -> Tensor:
 def _check_rule(rule: str, eta: float) -> None:
     if rule not in get_args(BridgeRule):
         raise ValueError(f"bridge rule {rule!r} is unknown; choose one of {', '.join(get_args(BridgeRule))}.")
-    highest = 1.0 if rule == "ddim" else math.inf
+    highest = 1.0 if rule in ("ddim", "mixed") else math.inf
     if not 0 <= eta <= highest:
         raise ValueError(f"eta={eta} is out of range; rule {rule!r} takes 0 to {highest}.")

@@ -19,6 +19,11 @@ SCHEDULES: dict[str, str] = {
     "rf": "undiffuse.process.schedules:RectifiedFlowSchedule",
     "ddpm": "undiffuse.process.tables:ddpm_schedule",
     "scaled-linear": "undiffuse.process.tables:scaled_linear_schedule",
+    "ir-sde": "undiffuse.process.restoration:IRSDESchedule",
+    "resshift": "undiffuse.process.restoration:ResShiftSchedule",
+    "i2sb": "undiffuse.process.restoration:I2SBSchedule",
+    "indi": "undiffuse.process.restoration:InDISchedule",
+    "rddm": "undiffuse.process.restoration:RDDMSchedule",
     "table": "undiffuse.process.tables:TableSchedule",
 }
 

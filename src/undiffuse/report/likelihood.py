@@ -17,6 +17,7 @@ _SHOWN, _COLUMNS, _TEXTS = 12, 12, 3
 _HOW_TO_READ = {
     "ode": "log p by the probability-flow ODE, of the data noised to t_min. The errors are standard errors over items.",
     "elbo": "The evidence bound: -log p is at most this, in expectation. The errors are standard errors over items.",
+    "exact": "log p of each token given those before it, summed: exact. The errors are standard errors over items.",
 }
 _TYPICAL = (
     "A high likelihood is not typicality: plain or blurred items are often likelier than any real one, so compare with "

@@ -92,6 +92,22 @@ def width_curve(widths: Sequence[float], losses: Sequence[float | None], misfits
     return _labelled(figure, axes, "relative width of the average", "held-out loss")
 
 
+def usage_curve(counts: Mapping[str, Sequence[int]]) -> Figure:
+    """Draw how often each code vector occurs, most used first; those that do not occur have no point.
+
+    Args:
+        counts: Label -> occurrences of each code vector.
+    """
+    figure, axes = _figure(7.2, 2.8)
+    for (label, found), colour in zip(counts.items(), (BLUE, ORANGE), strict=False):
+        used = sorted((count for count in found if count), reverse=True)
+        axes.plot(range(1, len(used) + 1), used, color=colour, linewidth=1.6, label=f"{label}, {len(found)} codes")
+    axes.set_yscale("log")
+    axes.set_xlim(0, max(len(found) for found in counts.values()) + 1)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return _labelled(figure, axes, "code vector, by use", "occurrences")
+
+
 def loss_weights(schedule: Schedule, names: Sequence[str] | None = None, span: float = 10.0) -> Figure:
     """Draw what each loss weight, with uniform times, is on the error of the noise, by log-SNR.
 
@@ -273,6 +289,55 @@ def error_by_evaluations(curves: Sequence[Curve], floor: float | None = None) ->
         axes.axhline(floor, color=INK, linewidth=1.2, linestyle=":")
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return _labelled(figure, axes, "network evaluations per sample", "error")
+
+
+def labelled_points(points: Mapping[str, tuple[float, float]], x: str, y: str, at: float | None = None) -> Figure:
+    """Draw named points, x on a logarithmic axis; the names stand towards the middle.
+
+    Args:
+        points: Name -> (x, y), x above 0.
+        x, y: What the axes are.
+        at: Where a vertical line stands; None for none.
+    """
+    figure, axes = _figure(7.2, 4.4)
+    if at is not None:
+        axes.axvline(at, color=INK, linewidth=1.0, linestyle=":")
+    colours = ("#2a93b5", "#dd7a2d", "#4f9d4f", "#b0518f", "#8a6d3b", "#5b6ad0")
+    ends = [float(np.log(across)) for across, _ in points.values()]
+    middle = (min(ends) + max(ends)) / 2
+    for number, (label, (across, up)) in enumerate(sorted(points.items(), key=lambda item: item[1][1])):
+        style: dict[str, Any] = {"color": colours[number % len(colours)]}
+        axes.plot([across], [up], "o", markersize=5, **style)
+        side, offset = ("right", -6) if np.log(across) > middle else ("left", 6)
+        style |= {"xytext": (offset, 0), "textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
+        axes.annotate(label, (across, up), **style)
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.08)
+    low, high = axes.get_xlim()
+    marks = [value for value in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if low <= value <= high]
+    axes.set_xticks(marks, [f"{value:g}" for value in marks])
+    axes.xaxis.minorticks_off()
+    return _labelled(figure, axes, x, y)
+
+
+def labelled_pictures(rows: Mapping[str, NDArray[np.uint8]]) -> Figure:
+    """Draw pictures (H, W, C) under each other, each with its name on the left."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shapes = [picture.shape[:2] for picture in rows.values()]
+    width = 5.6
+    heights = [width * height / across for height, across in shapes]
+    figure = Figure(figsize=(width + 1.6, sum(heights)), dpi=_PAGE_DPI, layout="constrained", facecolor="none")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, picture) in zip(panels, rows.items(), strict=True):
+        axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", color=INK, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    return figure
 
 
 def _curve(axes: Axes, series: Mapping[str, Sequence[float]], name: str, colour: str, marker: str) -> None:

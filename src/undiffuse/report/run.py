@@ -16,6 +16,7 @@ import numpy as np
 
 from undiffuse.errors import DataError
 from undiffuse.metrics.results import Evaluation
+from undiffuse.report.codebook import training_codebook
 from undiffuse.report.elements import Section
 from undiffuse.report.evaluation import evaluation_section
 from undiffuse.report.html import Report
@@ -76,6 +77,7 @@ def run_sections(
         samples_section(root),
         evaluation_section(found) if found else None,
         training_section(root),
+        training_codebook(read_log(root / "log.jsonl") + read_log(root / "codec" / "log.jsonl")),
         making_section(root, command),
     ]
     sections = [part for part in parts if part is not None]

@@ -109,6 +109,15 @@ CATALOGUE: dict[str, SolverFacts] = {
     "ancestral": SolverFacts(
         1, "1", True, "tokens", "tokens", "draws every token on a grid of times", "Austin et al. 2021, arXiv:2107.03006"
     ),
+    "token-budget": SolverFacts(
+        1,
+        "by cap",
+        True,
+        "tokens",
+        "tokens with a mask",
+        "opens the expected number of masks, few at once, at random or pure places",
+        "Tang et al. 2022, arXiv:2205.16007",
+    ),
     "first-hitting": SolverFacts(
         1,
         "1",
@@ -117,6 +126,15 @@ CATALOGUE: dict[str, SolverFacts] = {
         "tokens with a mask; no grid",
         "opens masks one by one: exact",
         "Zheng et al. 2024, arXiv:2409.02908",
+    ),
+    "left-to-right": SolverFacts(
+        1,
+        "1",
+        True,
+        "tokens",
+        "a causal network; no grid",
+        "writes token after token: exact",
+        "Bengio et al. 2003, JMLR 3",
     ),
 }
 """Name -> what it is, in the order of `SOLVERS`."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.noise import NoiseSource
+from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time, align
 
@@ -50,6 +51,9 @@ class Known(Constraint):
     """Elements that are given, clean. Exact where their time is 0 throughout (frames of a grid from
     `process.grids.known`), and for absorbing processes, where a clean token is its own condition.
 
+    Not for other categorical processes in which all tokens share one time: there a clean token looks like one that may
+    have been replaced, which near t = 1 says nothing. Use `Replacement` with `Resampled` for these, or times of 0.
+
     Args:
         values: Given data in model units, broadcast to the state (B, *).
         mask: True where known, likewise.
@@ -80,30 +84,38 @@ class Known(Constraint):
 
 
 class Replacement(Known):
-    """Known elements at the noise level of the rest: overwrites them with alpha values + sigma eps before each step.
+    """Known elements at the noise level of the rest: overwrites them by a draw of q(x_t | x_0) before each step.
 
     This is an approximation that loses most of the known elements' influence, whatever the number of steps
-    (measured in `tests/oracles`): use times of 0 with `Known` where the model allows times per element.
+    (measured in `tests/oracles`): use times of 0 with `Known` where the model allows times per element, `Known` where
+    the process is absorbing, and otherwise `resampling.Resampled`, with which the bias falls.
 
     Args:
-        process: Gaussian process of the denoiser.
+        process: Process of the denoiser.
         values, mask: As for `Known`.
-        eps: "same" noise in every step (fits deterministic solvers) or "fresh" noise per step.
+        eps: "same" noise in every step (fits deterministic solvers) or "fresh" noise per step; by default the same for
+            Gaussian processes and fresh for tokens, whose solvers draw.
 
     Source: Song et al. 2021, arXiv:2011.13456, appendix I.
     """
 
     def __init__(
-        self, process: GaussianProcess, values: Tensor, mask: Tensor, eps: Literal["same", "fresh"] = "same"
+        self,
+        process: GaussianProcess | CategoricalProcess,
+        values: Tensor,
+        mask: Tensor,
+        eps: Literal["same", "fresh"] | None = None,
     ) -> None:
         super().__init__(values, mask)
         self.process = process
-        self.eps = eps
+        self.eps = eps or ("fresh" if isinstance(process, CategoricalProcess) else "same")
 
     def enter(self, x: Tensor, t: Time, k: int, noise: NoiseSource) -> Tensor:
         """Overwrite the known elements at time `t`."""
         self._move(x)
-        z = noise.normal("corrector", k if self.eps == "fresh" else 0, tuple(x.shape[1:]), x.dtype)
+        shape, step = tuple(x.shape[1:]), k if self.eps == "fresh" else 0
+        tokens = isinstance(self.process, CategoricalProcess)
+        z = noise.uniform("corrector", step, shape) if tokens else noise.normal("corrector", step, shape, x.dtype)
         return torch.where(self.mask, self.process.corrupt(self.values.expand_as(x), t, z), x)
 
     def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:

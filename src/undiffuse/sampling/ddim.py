@@ -24,19 +24,26 @@ class DDIM(AffineSolver):
 
     Args:
         eta: Share of fresh noise, 0 (deterministic) to 1 (the DDPM posterior; also "Euler ancestral", in any frame).
+        rule: "ddim"; "mixed": n = eta sigma_s whatever the step, as the codes of DDRM and DDNM have it; or "increments",
+            which at eta = 1 is ResShift's.
         path: Take the noise from one Brownian path, the same for every number of steps; see `sampling.brownian`.
 
     Raises:
-        ValueError: `eta` is outside [0, 1], or a path without noise.
+        ValueError: `eta` is outside [0, 1], an unknown rule, a path without noise or with "mixed" noise.
 
     Source: Song et al. 2020, "Denoising diffusion implicit models", eq. 12 and 16, arXiv:2010.02502.
     """
 
     eta: float = 0.0
+    rule: Literal["ddim", "mixed", "increments"] = "ddim"
     path: bool = False
 
     def __post_init__(self) -> None:
         check_path(self.path, self.stochastic)
+        if self.rule not in ("ddim", "mixed", "increments") or (self.path and self.rule != "ddim"):
+            raise ValueError(
+                f"rule={self.rule!r} is unknown or has no path; choose 'ddim', or 'mixed' or 'increments' without a path."
+            )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic, 1 the DDPM posterior.")
 
@@ -47,7 +54,7 @@ class DDIM(AffineSolver):
 
     def coefficients(self, steps: Steps) -> Columns:
         """Read the step off the bridge."""
-        return bridge_columns(steps, "ddim", self.eta)
+        return bridge_columns(steps, self.rule, self.eta)
 
 
 @dataclass(frozen=True, kw_only=True)

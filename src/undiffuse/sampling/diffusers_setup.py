@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import PlanError
+from undiffuse.noise import NoiseSource
 from undiffuse.sampling.ddim import DDIM, DDPM
 from undiffuse.sampling.deis import DEIS
 from undiffuse.sampling.diffusers_layouts import AngleLayout, Config, EDMLayout, FlowLayout, Options, Parts, TableLayout
+from undiffuse.sampling.diffusers_spacing import FlowSpacing
 from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.euler import EDMHeun, Euler, Heun
 from undiffuse.sampling.singlestep import DPMFast, DPMSolver2
@@ -50,6 +53,14 @@ class DiffusersSetup(Parts):
         """Return the times of the scheduler's own noise levels, float64, for `sample`."""
         return self.spacing.grid(self.process.schedule, steps)
 
+    def start(self, noise: NoiseSource, shape: tuple[int, ...], grid: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the states (B, *shape) that diffusers begins with: noise of the length sqrt(alpha^2 + sigma^2).
+
+        Where `grid` begins below t = 1, as "leading" steps do, that stands for data in noise.
+        """
+        alpha, sigma = self.process.schedule.levels(grid[:1].double())
+        return float((alpha**2 + sigma**2).sqrt()) * noise.normal("init", 0, shape, dtype)
+
     def timesteps(self, steps: int) -> list[float]:
         """Return what the scheduler would tell the network at the start of each step."""
         return self.spacing.timesteps(self.process.schedule, steps)
@@ -71,12 +82,13 @@ class DiffusersSetup(Parts):
         return {"_class_name": self.name, **family.layout.write(self), **family.write(self.solver)}
 
 
-def from_diffusers(config: Any, mu: float | None = None) -> DiffusersSetup:
+def from_diffusers(config: Any, mu: float | None = None, per_step: bool = False) -> DiffusersSetup:
     """Read the config of a diffusers scheduler.
 
     Args:
         config: Its dict (with `_class_name`), the scheduler itself, or the path of its JSON file.
         mu: Of flow schedulers with `use_dynamic_shifting`, which compute it from the size of the picture.
+        per_step: Of flows: N steps end at sigma = 1 / N before the shift, as the pipeline of Flux asks for.
 
     Raises:
         PlanError: A class or an option that has no counterpart here.
@@ -93,6 +105,8 @@ def from_diffusers(config: Any, mu: float | None = None) -> DiffusersSetup:
     options = Options(name, {key: value for key, value in config.items() if not key.startswith("_")})
     parts, solver = family.layout.read(options, mu), family.read(options)
     options.refuse_rest()
+    if per_step and isinstance(parts.spacing, FlowSpacing):
+        parts = replace(parts, spacing=replace(parts.spacing, per_step=True))
     return DiffusersSetup(name=name, solver=solver, **{f.name: getattr(parts, f.name) for f in fields(Parts)})
 
 

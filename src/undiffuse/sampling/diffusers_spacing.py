@@ -94,7 +94,9 @@ class TableSpacing(Spacing):
         table = torch.exp(-schedule.half_logsnr(torch.arange(1, total + 1, dtype=torch.float64) / total))
         index = self.points(total, steps).clamp(max=total - 1)  # an offset may lead beyond the table
         left = index.long().clamp(max=total - 2)
-        rho = torch.lerp(table[left], table[left + 1], index - left)
+        # An entry itself is not read by lerp, which gives NaN at the last of a table that ends in pure noise.
+        between = torch.lerp(table[left], table[left + 1], index - left)
+        rho = torch.where(index == index.floor(), table[index.long()], between)
         if self.curve is None:
             return rho
         high, low = (table[-1], table[0]) if self.extra else (rho[0], rho[-1])
@@ -117,16 +119,18 @@ class FlowSpacing(Spacing):
         ends_too: Shift the ends before dividing what lies between, and so the ends twice, as diffusers' FlowMatch
             schedulers do unless their shift is "dynamic".
         total: Training steps; the network is told sigma * total.
+        per_step: End at 1 / steps instead of 1 / total.
     """
 
     shift: float = 1.0
     ends_too: bool = True
     total: int = 1000
+    per_step: bool = False
 
     def sigmas(self, steps: int) -> Tensor:
         """Return sigma at the start of each step, falling from 1, float64 (steps,)."""
-        low = torch.tensor(1 / self.total, dtype=torch.float64)
-        low = self._shifted(low) if self.ends_too else low
+        low = torch.tensor(1 / (steps if self.per_step else self.total), dtype=torch.float64)
+        low = self._shifted(low) if self.ends_too and not self.per_step else low
         return self._shifted(torch.linspace(1.0, float(low), steps, dtype=torch.float64))
 
     def levels(self, schedule: Schedule, steps: int) -> Tensor:

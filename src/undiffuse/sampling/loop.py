@@ -17,9 +17,11 @@ from undiffuse.networks.recomputation import recomputed
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.times import Time
+from undiffuse.process.grids import check_grid
+from undiffuse.process.times import Time, align
 from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own_state
 from undiffuse.sampling.dialogue import Arrival, Begin, OpenPlan
+from undiffuse.sampling.left_to_right import LeftToRight
 from undiffuse.sampling.parallel import check_parallel, walk_in_parallel
 from undiffuse.sampling.plan import Plan, Renoise, row_time
 from undiffuse.sampling.solver import NOTHING, Solver
@@ -102,18 +104,28 @@ def sample(
         raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
     process = denoiser.process
     _check_source(process, solver)
+    _check_reading(denoiser, solver)
     x = _drawn(process, noise, shape, dtype) if start is None else _checked_start(process, start, shape, dtype)
+    if isinstance(solver, LeftToRight):
+        if up or grad or trajectory or callback is not None or parallel is not None:
+            raise PlanError("texts are written token after token: leave up, grad, trajectory, callback, parallel out.")
+        x = x if start is not None else _first_state(process, x, 1.0, constraints)
+        written, nfe = solver.write(denoiser, enter_all(constraints, x, 1.0, 0, noise), cond, noise)
+        check_result(written, process, nfe)
+        return SampleResult(written, nfe)
     if up and (start is None or constraints):
         raise PlanError("up=True walks from data to noise: give start, the state at the last time, and no constraints.")
     if up:
         plan: Plan | None = upward_plan(solver, process, grid)
     else:
-        plan = None if grid is None else solver.prepare(process, grid, x, noise)
+        plan = None if grid is None or solver.reads_start else solver.prepare(process, grid, x, noise)
+    known_grid = plan.grid if plan is not None else None if grid is None else check_grid(grid)
+    first = 1.0 if known_grid is None else row_time(known_grid[0])
     if start is None:
-        x = _first_state(process, x, 1.0 if plan is None else row_time(plan.grid[0]), constraints)
-    if plan is None:  # a solver that draws its own times looks at what is known
-        x = enter_all(constraints, x, 1.0, 0, noise)
-        plan = solver.prepare(process, None, x, noise)
+        x = _first_state(process, x, first, constraints)
+    if plan is None:  # a solver that draws its own times, or counts masks, looks at what is known
+        x = enter_all(constraints, x, first, 0, noise)
+        plan = solver.prepare(process, grid, x, noise)
     plan = plan.to(x)
     if trajectory and isinstance(plan, OpenPlan):
         raise PlanError("samples of an adaptive solver have no common times; leave trajectory out or use a callback.")
@@ -224,7 +236,9 @@ def _walk(
         z = solver.draw(entry, x, noise)
         if isinstance(entry, Renoise):
             assert z is not None
-            x, memory = x * entry.scale + z * entry.std, NOTHING
+            x, memory = entry.apply(x, z), NOTHING
+            if entry.closes:  # the step before is taken back, and the next begins where it began
+                states, opened = states[:-1] if keep else states, False
             continue
         if not solver.idle(entry, x):
             post = answers(x, entry.t)
@@ -280,6 +294,16 @@ def _check_source(process: Any, solver: Solver) -> None:
         )
 
 
+def _check_reading(denoiser: Denoiser, solver: Solver) -> None:
+    """Refuse to open masks in another order than the one that the network knows."""
+    if denoiser.causal != isinstance(solver, LeftToRight):
+        raise PlanError(
+            "this network reads from left to right; use solver=left-to-right."
+            if denoiser.causal
+            else "solver=left-to-right needs a network with a causal mask (model.causal=true); use another solver."
+        )
+
+
 def _drawn(
     process: GaussianProcess | CategoricalProcess, noise: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
@@ -292,14 +316,15 @@ def _first_state(
     process: GaussianProcess | CategoricalProcess, drawn: Tensor, first: Time, constraints: Sequence[Constraint]
 ) -> Tensor:
     """The state of pure noise at the times `first`."""
+    given = [constraint.known for constraint in constraints if constraint.known is not None]
+    known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
     if isinstance(process, GaussianProcess):
-        given = [constraint.known for constraint in constraints if constraint.known is not None]
-        known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
         try:
             return process.prior(drawn, first, known)
         except ValueError as error:
             raise PlanError(f"{error} Give start, the noisy data there.") from error
-    if bool((torch.as_tensor(first) < 1).any()):
+    partly = align(torch.as_tensor(first, device=drawn.device), drawn) < 1
+    if bool((partly if known is None else partly & ~known.to(drawn.device)).any()):
         raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
     return process.prior(drawn)
 

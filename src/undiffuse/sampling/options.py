@@ -49,10 +49,12 @@ class SampleOptions:
             "dpm-adaptive-23",
             "rk45",
             "ancestral",
+            "token-budget",
             "first-hitting",
+            "left-to-right",
         ]
         | None
-    ) = option(None, "rule that steps; none: dpm++2m, or first-hitting for tokens")
+    ) = option(None, "rule that steps; none: dpm++2m; tokens: first-hitting, or ancestral where noise replaces them")
     steps: int | None = option(None, "steps; none: 25, or one per token")
     grid: (
         Literal["t", "logsnr", "karras", "quadratic", "exponential", "beta", "linspace", "leading", "trailing"] | None
@@ -68,7 +70,16 @@ class SampleOptions:
         None, "bound every answer to the data's range: static clips, dynamic also scales; none: neither"
     )
 
+    truncation: float | None = option(
+        None, "tokens: keep the likeliest classes of each that together reach this probability; none: all"
+    )
+    purity: float | None = option(
+        None, "token-budget: sharpen each token by its purity, so strongly, and open pure places first; none: neither"
+    )
+    tokens_per_call: int | None = option(None, "token-budget: most masks that open with one evaluation; none: no cap")
+
     def __post_init__(self) -> None:
+        self._check_tokens()
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1.")
         if self.guidance < 0:
@@ -77,3 +88,13 @@ class SampleOptions:
             raise ValueError(f"guidance_interval={self.guidance_interval} is empty; give two rising numbers.")
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={self.guidance_rescale} is a share and must lie in [0, 1].")
+
+    def _check_tokens(self) -> None:
+        if self.truncation is not None and not 0 < self.truncation <= 1:
+            raise ValueError(f"truncation={self.truncation} is outside of (0, 1]; 1 keeps all classes, 0.86 is usual.")
+        if self.purity is not None and not self.purity >= 0:
+            raise ValueError(f"purity={self.purity} must not be negative; 0 sharpens nothing, 1 is usual.")
+        budget = {"purity": self.purity, "tokens_per_call": self.tokens_per_call}
+        given = [name for name, value in budget.items() if value is not None]
+        if given and self.solver != "token-budget":
+            raise ValueError(f"sample.{given[0]} belongs to sample.solver=token-budget; set that too.")

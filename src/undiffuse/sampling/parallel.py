@@ -26,7 +26,7 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time, expand_time
 from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own_state
 from undiffuse.sampling.dialogue import OpenPlan
-from undiffuse.sampling.plan import Plan, Renoise, Stage
+from undiffuse.sampling.plan import Plan, Renoise, Stage, split_steps
 from undiffuse.sampling.solver import NOTHING, Memory, Solver
 
 
@@ -62,6 +62,8 @@ def check_parallel(
         raise PlanError(f"{name} walks tokens, whose states cannot be summed up over time; {ask}.")
     if isinstance(plan, OpenPlan) or solver.draws_times:
         raise PlanError(f"{name} chooses its times on the way, so that later steps are not known; {ask}.")
+    if any(isinstance(entry, Renoise) and entry.closes for entry in plan.entries):
+        raise PlanError(f"{name} takes steps back, so that a time has several states; {ask}.")
     if denoiser.self_conditioned:
         raise PlanError(f"a self-conditioned denoiser needs its answer of the step before; {ask}.")
     for constraint in constraints:
@@ -100,7 +102,7 @@ def walk_in_parallel(
         tol: Tolerance; 0 goes on until nothing changes, which gives the numbers of the sequential run.
     """
     run = _Run(denoiser, embed, solver, constraints, noise, len(x))
-    steps, noises = _split(plan.entries), _noise_levels(denoiser.process, plan)  # type: ignore[arg-type]
+    steps, noises = split_steps(plan.entries), _noise_levels(denoiser.process, plan)  # type: ignore[arg-type]
     states: list[Tensor] = [x] + [x] * len(steps)
     begin = 0
     end = min(window, len(steps))
@@ -160,7 +162,7 @@ class _Run:
         while cursor.place < len(cursor.entries) and isinstance(entry := cursor.entries[cursor.place], Renoise):
             z = self._drawn(cursor, entry)
             assert z is not None
-            cursor.x, cursor.memory = cursor.x * entry.scale + z * entry.std, NOTHING
+            cursor.x, cursor.memory = entry.apply(cursor.x, z), NOTHING
             cursor.place += 1
         return cursor.place < len(cursor.entries)
 
@@ -214,16 +216,6 @@ class _Cursor:
         entry = self.entries[self.place]
         assert isinstance(entry, Stage)
         return entry
-
-
-def _split(entries: Iterable[Stage | Renoise]) -> list[list[Stage | Renoise]]:
-    """The entries of each step."""
-    steps: list[list[Stage | Renoise]] = [[]]
-    for entry in entries:
-        steps[-1].append(entry)
-        if isinstance(entry, Stage) and entry.closes:
-            steps.append([])
-    return steps[:-1]
 
 
 def _noise_levels(process: GaussianProcess, plan: Plan) -> Tensor:

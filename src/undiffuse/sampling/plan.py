@@ -6,6 +6,7 @@ to make, which a run of 50 cheap steps would notice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -62,13 +63,22 @@ class AffineStage(Stage):
 
 @dataclass(kw_only=True)
 class Renoise:
-    """Going up: x = scale * x + std * z takes the state from `t` to `s` >= t, and memory is cleared."""
+    """Going up: x = scale * x + std * z takes the state from `t` to `s` >= t, and memory is cleared.
+
+    Args:
+        closes: Whether a whole step is taken back, so that the next one begins like any other (`resampling`).
+    """
 
     step: int
     t: Time
     s: Time
     scale: Coefficient
     std: Coefficient
+    closes: bool = False
+
+    def apply(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the state at `s`."""
+        return x * self.scale + z * self.std
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,16 @@ class Plan:
         if self.grid.ndim == 1:
             return self
         return replace(self, entries=tuple(_entry_to(entry, x) for entry in self.entries))
+
+
+def split_steps(entries: Iterable[Stage | Renoise]) -> list[list[Stage | Renoise]]:
+    """Return the entries of each step."""
+    steps: list[list[Stage | Renoise]] = [[]]
+    for entry in entries:
+        steps[-1].append(entry)
+        if isinstance(entry, Stage) and entry.closes:
+            steps.append([])
+    return steps[:-1]
 
 
 def row_time(row: Tensor) -> Time:

@@ -46,7 +46,9 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "flow-map": ("undiffuse.sampling.flow_map:Jumps", {}),
     "consistency": ("undiffuse.sampling.flow_map:Jumps", {"gamma": 1.0}),
     "ancestral": ("undiffuse.sampling.ancestral:Ancestral", {}),
+    "token-budget": ("undiffuse.sampling.token_budget:TokenBudget", {}),
     "first-hitting": ("undiffuse.sampling.first_hitting:FirstHitting", {}),
+    "left-to-right": ("undiffuse.sampling.left_to_right:LeftToRight", {}),
 }
 
 

@@ -50,6 +50,7 @@ class Solver(ABC):
         discrete: Whether it walks a categorical process.
         stochastic: Whether steps draw noise.
         draws_times: Whether it makes its own times, so that no grid is given.
+        reads_start: Whether its plan depends on the state at the start, which is then made before it.
         order: Order of convergence on a smooth problem; an option where a solver has several.
         evaluations: Evaluations per step, for people: "1", "2 (1 in the last)", "adaptive".
         needs: What it needs beyond a denoiser and a grid, for people: "a variance head"; empty for nothing.
@@ -57,6 +58,7 @@ class Solver(ABC):
 
     discrete: ClassVar[bool] = False
     draws_times: ClassVar[bool] = False
+    reads_start: ClassVar[bool] = False
     evaluations: ClassVar[str] = "1"
     needs: ClassVar[str] = ""
 

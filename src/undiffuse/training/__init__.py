@@ -26,6 +26,8 @@ __getattr__, __dir__, __all__ = lazy(
         "sweep_ema": "undiffuse.training.ema_sweep:sweep_ema",
         "plan": "undiffuse.training.planning:plan",
         "read_log": "undiffuse.training.log:read_log",
+        "refit_codebook": "undiffuse.training.refit:refit_codebook",
+        "train_codec": "undiffuse.training.codec_run:train_codec",
         "train": "undiffuse.training.run:train",
     },
 )

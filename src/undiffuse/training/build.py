@@ -6,28 +6,36 @@ from dataclasses import replace
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.causal import token_denoiser
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.denoisers.shift import ShiftedDenoiser
 from undiffuse.distillation.build import make_flow_map_objective, make_student
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError
 from undiffuse.networks.build import build_network
-from undiffuse.networks.options import TransformerOptions
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.keep import make_keep
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
-from undiffuse.training.augment import augmented_spec
-from undiffuse.training.categorical import CategoricalELBO, MaskedELBO, categorical_process
+from undiffuse.training.categorical import Autoregressive, CategoricalELBO, MaskedELBO, categorical_process
+from undiffuse.training.degrade import told_spec
 from undiffuse.training.denoising import gaussian_process, make_denoising, parametrisation
 from undiffuse.training.objectives import Objective, Trained
-from undiffuse.training.options import CategoricalELBOOptions, DenoisingOptions, MaskedELBOOptions
+from undiffuse.training.options import (
+    AutoregressiveOptions,
+    CategoricalELBOOptions,
+    DenoisingOptions,
+    MaskedELBOOptions,
+)
 from undiffuse.training.recipe import Recipe
 
-ObjectiveOptions = DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions | FlowMapOptions
+ObjectiveOptions = (
+    DenoisingOptions | MaskedELBOOptions | CategoricalELBOOptions | AutoregressiveOptions | FlowMapOptions
+)
 
 
 def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) -> GaussianProcess | CategoricalProcess:
@@ -35,7 +43,9 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     if isinstance(options, GaussianOptions):
         return GaussianProcess(make_schedule(options.schedule, **options.schedule_options))
     blocks = tuple(spec.columns.values())
-    return CategoricalProcess(options.corruption, spec.categories, make_keep(options.keep), options.mask_share, blocks)
+    keep = make_keep(options.keep)
+    share = None if keep.has_masks else options.mask_share
+    return CategoricalProcess(options.corruption, spec.categories, keep, share, blocks)
 
 
 def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser | NetworkFlowMap:
@@ -49,7 +59,7 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     if spec.is_discrete != isinstance(recipe.process, CategoricalOptions):
         recipe_name = "text" if spec.is_discrete else "image or vector"
         raise ConfigError(f"process={recipe.process.kind} does not fit {spec.kind} data; use recipe {recipe_name}.")
-    spec = augmented_spec(spec, recipe.data)
+    spec = told_spec(spec, recipe.data)
     process = make_process(recipe.process, spec)
     states = process.states if isinstance(process, CategoricalProcess) else None
     try:
@@ -58,12 +68,22 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if isinstance(process, CategoricalProcess):
-        timed = isinstance(recipe.model, TransformerOptions) and recipe.model.time_dependent
-        return CategoricalDenoiser(network, process, spec=spec, time_dependent=timed)
+        assert isinstance(recipe.process, CategoricalOptions)
+        return token_denoiser(
+            network,
+            process,
+            spec=spec,
+            time_dependent=network.time_dependent,
+            evidence_free=recipe.process.evidence_free,
+        )
     assert isinstance(recipe.process, GaussianOptions)
     if isinstance(recipe.objective, DenoisingOptions) and recipe.objective.coupling == "optimal":
         process = replace(process, source="data")  # its noise is paired with data, so no score follows from the mean
-    denoiser = NetworkDenoiser(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+    kind = ShiftedDenoiser if recipe.process.start == "source" else NetworkDenoiser
+    try:
+        denoiser = kind(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if isinstance(recipe.objective, FlowMapOptions):
         return make_student(denoiser, recipe.objective, recipe.train.seed)
     return denoiser
@@ -94,8 +114,21 @@ def make_objective(options: ObjectiveOptions, denoiser: Trained, steps: int = 1)
         categorical = categorical_process(denoiser)
     except ValueError as error:
         raise ConfigError(f"objective={options.kind}: {error}") from error
+    if denoiser.causal != isinstance(options, AutoregressiveOptions):
+        raise ConfigError(
+            f"objective={options.kind} does not train this network; objective=autoregressive goes with "
+            f"model.causal=true, the others without."
+        )
+    if isinstance(options, AutoregressiveOptions):
+        return Autoregressive(drop=options.drop)
     if isinstance(options, CategoricalELBOOptions):
-        return CategoricalELBO(options.levels, drop=options.drop)
+        return CategoricalELBO(
+            options.levels,
+            aux=options.aux,
+            adaptive_aux=options.adaptive_aux,
+            importance=options.times == "importance",
+            drop=options.drop,
+        )
     if categorical.kind != "absorbing":
         raise ConfigError(
             f"objective=masked-elbo needs process.corruption=absorbing, not {categorical.kind}; use "

@@ -119,6 +119,15 @@ class DenoisingObjective(Objective):
         if self.adaptive is not None:
             self.adaptive.update(t, per_sample / self.adaptive.importance_at(t))
 
+    def without_memory(self) -> DenoisingObjective:
+        """Return the same loss with uniform times, divided by their density."""
+        if self.adaptive is None:
+            return self
+        times = TimeSampler(UniformTimes(self.adaptive.schedule))
+        return DenoisingObjective(
+            self.weight, times, importance=True, drop=self.drop, bound=self.bound, optimal=self.optimal
+        )
+
 
 def gaussian_process(denoiser: Denoiser) -> GaussianProcess:
     """Return the denoiser's process, or refuse one that is not Gaussian."""

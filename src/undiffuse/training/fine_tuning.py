@@ -11,6 +11,7 @@ from undiffuse.errors import CheckpointError
 from undiffuse.models import load
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.inflation import fill_inflated, has_temporal
+from undiffuse.spec import DataSpec
 from undiffuse.training.objectives import Trained
 
 _VARIANCE = "backbone.variance"  # a head that a student does not need
@@ -26,7 +27,9 @@ def start_from(denoiser: Trained, name: str) -> None:
     Raises:
         CheckpointError: There is no such model, or its network is another.
     """
-    take_weights(denoiser, load(name).module, name)
+    model = load(name)
+    _check_tokens(denoiser.spec, model.state_spec, name)
+    take_weights(denoiser, model.module, name)
 
 
 @torch.no_grad()
@@ -70,6 +73,15 @@ def take_weights(denoiser: Trained, model: Trained, name: str) -> None:
     denoiser.load_state_dict(given)
 
 
+def _check_tokens(ours: DataSpec | None, theirs: DataSpec, name: str) -> None:
+    """Weights that know the numbers of one codebook say nothing about those of another."""
+    if ours is not None and ours.codebook != theirs.codebook and (ours.codebook or theirs.is_discrete):
+        raise CheckpointError(
+            f"train.init={name} was trained on numbers of another codebook, so its tokens mean something else; use the "
+            f"codec of that model (codec.kind=pretrained codec.path={name}), or start without it."
+        )
+
+
 def _check_schedule(model: Trained, denoiser: NetworkFlowMap, name: str) -> None:
     """A flow map is to start as its teacher; other denoisers may start from a network that meant something else."""
     schedules = [getattr(held.process, "schedule", None) for held in (model, denoiser)]
@@ -84,6 +96,12 @@ def _check_prediction(model: Trained, denoiser: Trained, name: str) -> None:
     kinds = getattr(model, "prediction", None), getattr(denoiser, "prediction", None)
     if kinds[0] != kinds[1]:
         raise CheckpointError(f"train.init={name} predicts {kinds[0]}, this run {kinds[1]}; set process.prediction.")
+    theirs, ours = (getattr(part, "evidence_free", False) for part in (model, denoiser))
+    if theirs != ours:
+        raise CheckpointError(
+            f"train.init={name} was trained with process.evidence_free={str(theirs).lower()}, so its answers mean "
+            f"something else than this run's; set process.evidence_free={str(theirs).lower()}."
+        )
 
 
 def _shape(tensors: dict[str, torch.Tensor], key: str) -> str:

@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 
 from undiffuse.cache import ContentHash, cache_folder, load_or_make
-from undiffuse.codecs.autoencoder import Autoencoder
 from undiffuse.codecs.build import build_codec, codec_to_json
 from undiffuse.codecs.codec import Codec
-from undiffuse.codecs.options import AutoencoderOptions, NoCodecOptions, PCAOptions
+from undiffuse.codecs.options import NoCodecOptions, PCAOptions, PretrainedCodecOptions
+from undiffuse.codecs.quantised import TokenCodec
 from undiffuse.data import Dataset, TensorDataset
 from undiffuse.data.memory import free_bytes
 from undiffuse.errors import ConfigError, DataError
-from undiffuse.events import Advanced, Finished, Listener, Message, Started
+from undiffuse.events import Advanced, Finished, Listener, Started
+from undiffuse.metrics.codebook import codebook_health
+from undiffuse.models.codecs import open_codec
 from undiffuse.noise import permutation
+from undiffuse.process.options import CategoricalOptions
+from undiffuse.training.codec_training import TrainedOptions, Watch, train_codec_network
 from undiffuse.training.devices import Devices
-from undiffuse.training.options import TrainOptions
+from undiffuse.training.planning import latent_words
 from undiffuse.training.recipe import Recipe
-from undiffuse.training.reconstruction import ReconstructionObjective, Reconstructor
-from undiffuse.training.trainer import Trainer
 from undiffuse.words import human_bytes
 
 CODEC = "codec"  # where a run trains its autoencoder
@@ -47,6 +49,8 @@ def start_codec(recipe: Recipe, dataset: Dataset) -> Codec | None:
         return None
     _check_latents(recipe, dataset)
     try:
+        if isinstance(options, PretrainedCodecOptions):
+            return _fitting(open_codec(options, dataset.spec), options, recipe, dataset)
         x = _some(dataset, options.fit_items, recipe.train.seed) if isinstance(options, PCAOptions) else None
         return build_codec(options, dataset.spec, x, seed=recipe.train.seed)
     except ValueError as error:
@@ -54,9 +58,24 @@ def start_codec(recipe: Recipe, dataset: Dataset) -> Codec | None:
 
 
 def finish_codec(
-    codec: Codec, recipe: Recipe, dataset: Dataset, folder: Path, devices: Devices, listener: Listener
+    codec: Codec,
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    devices: Devices,
+    listener: Listener,
+    held_out: Dataset | None = None,
 ) -> Codec | None:
     """Train the codec where that is needed, going on where an earlier sitting ended, and freeze it.
+
+    Args:
+        codec: From `start_codec`.
+        recipe: Its `codec` and `train` groups say how.
+        dataset: What it is trained on.
+        folder: The run's.
+        devices: Where.
+        listener: Hears about progress.
+        held_out: Items that the health of a codebook is logged on; None: those of the training.
 
     Returns:
         The codec; None where SIGINT or SIGTERM stopped its training, after writing a checkpoint.
@@ -64,12 +83,17 @@ def finish_codec(
     Raises:
         TrainingError: As for any training.
     """
-    if isinstance(codec, Autoencoder) and isinstance(recipe.codec, AutoencoderOptions):
-        trained = _train(codec, recipe.codec, recipe.train, dataset, folder / CODEC, devices, listener)
+    if isinstance(recipe.codec, TrainedOptions):
+        watch = Watch(held_out=held_out or dataset) if isinstance(codec, TokenCodec) else None
+        trained = train_codec_network(
+            codec, recipe.codec, recipe.train, dataset, folder / CODEC, devices, listener, watch=watch
+        )
         if trained is None:
             return None
         codec = trained.cpu()
-        codec.calibrate(_some(dataset, _CALIBRATION, recipe.train.seed))
+        codec.calibrate(calibration_items(dataset, recipe.train.seed))
+    if isinstance(codec, TokenCodec):
+        codec.seal()
     return codec.eval().requires_grad_(False)
 
 
@@ -79,7 +103,7 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
     Raises:
         DataError: They do not fit in memory.
     """
-    need = 4 * len(dataset) * torch.Size(codec.latent.shape).numel()
+    need = (8 if codec.latent.is_discrete else 4) * len(dataset) * torch.Size(codec.latent.shape).numel()
     free = free_bytes()
     if free is not None and need > free:
         raise DataError(
@@ -91,7 +115,7 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
     found = load_or_make(path, lambda: _encode(codec, dataset, device, listener))
     labels = found.pop("cond/label", None)
     cond = {name.removeprefix("cond/"): part for name, part in found.items() if name.startswith("cond/")}
-    line = f"latents of shape {' x '.join(map(str, codec.latent.shape))}, {human_bytes(need)}"
+    line = f"latents of shape {latent_words(codec.latent)}, {human_bytes(need)}"
     return TensorDataset(
         data=found["z"],
         spec=codec.latent,
@@ -102,6 +126,22 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
     )
 
 
+def _fitting(codec: Codec, options: PretrainedCodecOptions, recipe: Recipe, dataset: Dataset) -> Codec:
+    """Return a trained codec, cut to the code vectors that the data use where that was asked for.
+
+    Raises:
+        ConfigError: Its latents are not what the process works on.
+    """
+    tokens = isinstance(recipe.process, CategoricalOptions)
+    if codec.latent.is_discrete != tokens:
+        made, fitting = ("numbers", "gaussian") if tokens else ("tokens", "categorical, model=transformer (vq-image)")
+        raise ConfigError(f"codec.path={options.path} makes {made}; use process={fitting}.")
+    if not isinstance(codec, TokenCodec) or not options.used_only:
+        return codec
+    counts = torch.tensor(codebook_health(codec, dataset).counts)
+    return codec.with_codebook(codec.codebook[counts > 0])
+
+
 def _check_latents(recipe: Recipe, dataset: Dataset) -> None:
     spec = dataset.spec
     maps = [name for name, part in spec.cond.items() if part.kind == "map"]
@@ -109,47 +149,12 @@ def _check_latents(recipe: Recipe, dataset: Dataset) -> None:
         raise ConfigError(f"the condition {maps[0]!r} is a map of the data's size, which latents lack; use codec=none.")
     if spec.sizes or recipe.data.buckets:
         raise ConfigError("a codec works on one size of pictures; set data.buckets=false or codec=none.")
+    if recipe.data.degrade:
+        raise ConfigError(f"data.degrade={recipe.data.degrade!r} spoils data, not latents; use codec=none.")
     if recipe.data.augment:
         raise ConfigError(f"data.augment={recipe.data.augment:g} works on data, not on latents; set it to 0.")
     if getattr(dataset, "order", "permuted") != "permuted":
         raise ConfigError("latents are made once for all items, which a stream does not allow; set data.stream=false.")
-
-
-def _train(
-    codec: Autoencoder,
-    options: AutoencoderOptions,
-    train: TrainOptions,
-    dataset: Dataset,
-    folder: Path,
-    devices: Devices,
-    listener: Listener,
-) -> Autoencoder | None:
-    own = replace(
-        train,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        warmup=min(100, options.steps // 10),
-        accumulate=1,
-        preview_every=0,
-        init=None,
-        optimizer="adamw",  # its weights are kernels
-        shard=False,  # every process encodes with it, so every process needs it whole
-        snapshot_every=0,
-        trackers=(),
-    )
-    folder.mkdir(exist_ok=True)
-    objective = ReconstructionObjective(options.kl)
-    trainer = Trainer(Reconstructor(codec), objective, dataset, own, folder, devices=devices, listener=listener)
-    trainer.resume()
-    if devices.is_main and trainer.state.step < own.steps:
-        listener(Message("train", f"training the autoencoder first, {own.steps:,} steps of {own.batch_size} items"))
-        listener(Started("train", own.steps, "step", trainer.state.step))
-    if not trainer.run().finished:
-        return None
-    model = trainer.state.model()
-    assert isinstance(model, Reconstructor)
-    return model.codec
 
 
 def _encode(codec: Codec, dataset: Dataset, device: torch.device, listener: Listener) -> dict[str, Tensor]:
@@ -159,7 +164,8 @@ def _encode(codec: Codec, dataset: Dataset, device: torch.device, listener: List
     for batch in _batches(dataset):
         with torch.no_grad():
             # In the layout that a file gives it too: another one rounds otherwise in the convolutions that read it.
-            named = {"z": codec.encode(batch["x"].to(device)).float().contiguous()}
+            z = codec.encode(batch["x"].to(device))
+            named = {"z": z if codec.latent.is_discrete else z.float().contiguous()}
         for name, part in batch["cond"].items():
             exact = name in dataset.spec.cond and dataset.spec.cond[name].encoder  # float16 already, see data.encoders
             named[f"cond/{name}"] = part.half() if exact else part
@@ -185,6 +191,11 @@ def _content(codec: Codec, dataset: Dataset) -> str:
 def _batches(dataset: Dataset) -> Iterator[dict[str, Any]]:
     for rows in torch.arange(len(dataset)).split(_ROWS):
         yield dataset.batch(rows)
+
+
+def calibration_items(dataset: Dataset, seed: int) -> Tensor:
+    """Return the items (M, *) that the scale of latents is measured on."""
+    return _some(dataset, _CALIBRATION, seed)
 
 
 def _some(dataset: Dataset, most: int, seed: int) -> Tensor:

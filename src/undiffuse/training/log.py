@@ -1,7 +1,8 @@
 """`log.jsonl`: one JSON object a line, appended in whole lines, cut back to the checkpoint on resumption.
 
 Rows have a "step" and one of these: "loss" with the figures of the steps since the last such row, "levels" with the
-loss by noise level since the last checkpoint, "validation" with what `training.validation` measured.
+loss by noise level since the last checkpoint, "validation" with what `training.validation` measured, "codebook" with
+the health of a codec's codebook.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from undiffuse.errors import TrainingError
 from undiffuse.networks.build import build_network
 from undiffuse.process.options import CategoricalOptions
 from undiffuse.spec import DataSpec
-from undiffuse.training.augment import augmented_spec
+from undiffuse.training.degrade import told_spec
 from undiffuse.training.recipe import Recipe
 from undiffuse.training.stream import block_elements
 from undiffuse.words import human_bytes
@@ -44,7 +44,7 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
     """
     own_rows = max(1, recipe.train.batch_size // processes)
     rows = max(1, own_rows // recipe.train.accumulate)
-    spec = augmented_spec(spec, recipe.data)
+    spec = told_spec(spec, recipe.data)
     with FakeTensorMode():
         variance = getattr(recipe.objective, "learn_variance", False)
         network = build_network(recipe.model, spec, states=_states(recipe, spec), variance=variance).eval()

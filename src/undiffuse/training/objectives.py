@@ -130,6 +130,11 @@ class Objective(nn.Module, ABC):
     def observe(self, t: Tensor, per_sample: Tensor) -> None:
         """Learn from the losses (B,) at times (B,) of a whole batch, after its optimizer step. Nothing by default."""
 
+    def without_memory(self) -> Objective:
+        """Return an objective with the same expected loss whose draws do not depend on losses seen before: by default
+        this one."""
+        return self
+
     def watch(self, losses: Losses) -> None:
         """Learn from the losses of a whole batch, after its optimizer step, where only `score` depends on them."""
 

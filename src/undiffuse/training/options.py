@@ -97,17 +97,37 @@ class MaskedELBOOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoregressiveOptions:
+    """Exact likelihood of tokens from left to right: the baseline of masked diffusion, with model.causal=true."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+    drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
+
+    def __post_init__(self) -> None:
+        _check_share("drop", self.drop)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CategoricalELBOOptions:
     """Discrete-time evidence bound of any categorical process: uniform, mask-replace, absorbing."""
 
     kind: Literal["categorical-elbo"] = "categorical-elbo"
     levels: int = option(1000, "number of noise levels of the bound")
+    aux: float = option(0.0, "weight of -log p(x_0 | x_t) beside each level's term; VQ-Diffusion: 0.0005 at levels=100")
+    adaptive_aux: bool = option(False, "multiply that weight by 2 - t")
+    times: Literal["uniform", "importance"] = option(
+        "uniform", "levels: all alike, or more often where the loss is large, divided by how often"
+    )
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
         _check_share("drop", self.drop)
         if self.levels < 1:
             raise ValueError(f"levels={self.levels} must be at least 1.")
+        if not self.aux >= 0:
+            raise ValueError(f"aux={self.aux} must not be negative; 0 leaves the auxiliary loss out.")
+        if self.adaptive_aux and not self.aux:
+            raise ValueError("adaptive_aux weighs the auxiliary loss, which aux=0 leaves out; set aux, such as 0.0005.")
 
 
 @dataclass(frozen=True, kw_only=True)

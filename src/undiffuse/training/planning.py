@@ -47,7 +47,7 @@ def plan(
     lines = (
         *(f"data     {line}" for line in dataset.summary()),
         *([f"held out {held_out} items"] if held_out else []),
-        *([f"codec    {recipe.codec.kind}, to latents of {' x '.join(map(str, latent.shape))}"] if latent else []),
+        *([f"codec    {recipe.codec.kind}, to latents of {latent_words(latent)}"] if latent else []),
         *_augmentation(recipe),
         f"network  {recipe.model.kind}, {need.parameters:,} parameters",
         f"process  {_process(recipe)}, objective {recipe.objective.kind}",
@@ -57,11 +57,17 @@ def plan(
     return Plan(lines, need)
 
 
+def latent_words(latent: DataSpec) -> str:
+    """Return the shape of latents in words."""
+    sizes = " x ".join(map(str, latent.grid or latent.shape))
+    return f"{sizes} numbers of {latent.categories} code vectors" if latent.is_discrete else sizes
+
+
 def _augmentation(recipe: Recipe) -> list[str]:
-    if not recipe.data.augment:
-        return []
     names = ", ".join(recipe.data.augmentations)
-    return [f"augment  {names}: each with probability {recipe.data.augment:g}, told to the network"]
+    moved = [f"augment  {names}: each with probability {recipe.data.augment:g}, told to the network"]
+    spoilt = [f"degrade  {recipe.data.degrade}: given to the network"]
+    return [*(moved if recipe.data.augment else []), *(spoilt if recipe.data.degrade else [])]
 
 
 def _passes(items: int, dataset: Dataset) -> str:

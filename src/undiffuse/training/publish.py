@@ -36,10 +36,13 @@ class Publisher:
         folder: The run's folder.
         recipe: Its recipe; goes into pictures and, as sampling defaults, into the model.
         codec: What made the latents that it trains on.
+        given: Conditions of the previews, by name, a row for each.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, codec: Codec | None = None) -> None:
-        self.folder, self.recipe, self.codec = folder, recipe, codec
+    def __init__(
+        self, folder: Path, recipe: Recipe, codec: Codec | None = None, given: dict[str, Tensor] | None = None
+    ) -> None:
+        self.folder, self.recipe, self.codec, self.given = folder, recipe, codec, given or {}
 
     def model(self, denoiser: Trained, step: int) -> None:
         """Write `model.safetensors`, then `config.json` and `README.md`, which name the step."""
@@ -82,7 +85,7 @@ class Publisher:
         return path.with_suffix(".png")
 
     def _labels(self, spec: DataSpec) -> dict[str, Any] | None:
-        return class_turns(spec, self.recipe.train.previews) or None
+        return {**class_turns(spec, self.recipe.train.previews), **self.given} or None
 
     def _wrap(self, denoiser: Trained, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}

@@ -8,7 +8,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from undiffuse.codecs.options import AutoencoderOptions, NoCodecOptions, PCAOptions, PretrainedCodecOptions
+from undiffuse.codecs.options import (
+    AutoencoderOptions,
+    NoCodecOptions,
+    PCAOptions,
+    PretrainedCodecOptions,
+    VQOptions,
+)
 from undiffuse.config import load_yaml, resolve, to_dict
 from undiffuse.data.options import DataOptions
 from undiffuse.distillation.mmd_options import MMDOptions
@@ -29,6 +35,7 @@ from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.sampling.options import SampleOptions
 from undiffuse.training.options import (
     RUNTIME_KEYS,
+    AutoregressiveOptions,
     CategoricalELBOOptions,
     DenoisingOptions,
     MaskedELBOOptions,
@@ -39,10 +46,28 @@ from undiffuse.words import did_you_mean
 if TYPE_CHECKING:
     from undiffuse.spec import DataSpec
 
-RECIPES = ("digits", "cifar10", "image", "latent", "video", "video-digits", "signals", "vector", "text", "table")
+RECIPES = (
+    "digits",
+    "cifar10",
+    "image",
+    "latent",
+    "restoration",
+    "video",
+    "video-digits",
+    "signals",
+    "vector",
+    "text",
+    "table",
+    "vq-image",
+    "vq-ddm",
+    "vq-diffusion",
+)
 """Names of the recipes shipped in the package's `recipes` folder."""
 
-_PATHS = frozenset({"data.source", "data.pair", "train.init", "codec.path", "objective.teacher"})
+_PATHS = frozenset({"data.source", "data.pair", "data.tokenizer", "train.init", "codec.path", "objective.teacher"})
+
+
+_CONTINUOUS = (UNetOptions, DiTOptions, MLPOptions)  # networks of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +75,7 @@ class Recipe:
     """Data, network, process, objective, training and sampling of one run."""
 
     data: DataOptions = field(default_factory=DataOptions, metadata={"help": "what to train on"})
-    codec: NoCodecOptions | PCAOptions | AutoencoderOptions | PretrainedCodecOptions = field(
+    codec: NoCodecOptions | PCAOptions | AutoencoderOptions | VQOptions | PretrainedCodecOptions = field(
         default_factory=NoCodecOptions, metadata={"help": "what turns data into the latents to train on"}
     )
     model: UNetOptions | DiTOptions | MLPOptions | TransformerOptions = field(
@@ -63,6 +88,7 @@ class Recipe:
         DenoisingOptions
         | MaskedELBOOptions
         | CategoricalELBOOptions
+        | AutoregressiveOptions
         | MMDOptions
         | ProgressiveOptions
         | ConsistencyOptions
@@ -78,23 +104,30 @@ class Recipe:
 
     def __post_init__(self) -> None:
         tokens = isinstance(self.process, CategoricalOptions)
-        if tokens != isinstance(self.model, TransformerOptions):
+        if not isinstance(self.model, (TransformerOptions, UNetOptions) if tokens else _CONTINUOUS):
             raise ValueError(
                 f"model={self.model.kind} does not go with process={self.process.kind}; token data take "
-                f"model=transformer with process=categorical, all other data model=unet, dit or mlp with "
+                f"model=transformer or unet with process=categorical, all other data model=unet, dit or mlp with "
                 f"process=gaussian."
             )
-        if tokens != isinstance(self.objective, (MaskedELBOOptions, CategoricalELBOOptions)):
-            fitting = "masked-elbo or categorical-elbo" if tokens else "denoising"
+        if tokens != isinstance(self.objective, (MaskedELBOOptions, CategoricalELBOOptions, AutoregressiveOptions)):
+            fitting = "masked-elbo, categorical-elbo or autoregressive" if tokens else "denoising"
             raise ValueError(
                 f"objective={self.objective.kind} does not go with process={self.process.kind}; use {fitting}."
             )
+        self._check_causal()
         self._check_time()
         if isinstance(self.objective, FlowMapOptions) and self.train.shard:
             raise ValueError(f"objective={self.objective.kind} copies the network, which train.shard cuts; unset it.")
         self._check_tuning()
-        if tokens and self.codec.kind != "none":
-            raise ValueError(f"codec={self.codec.kind} works on continuous data; leave it at none for tokens.")
+        if self.codec.kind in (("pca", "autoencoder") if tokens else ("vq",)):
+            raise ValueError(
+                f"codec={self.codec.kind} makes {'numbers' if tokens else 'tokens'}, on which "
+                f"process={self.process.kind} does not work; use "
+                f"{'codec=vq' if tokens else 'process=categorical with model=transformer (recipe=vq-image)'}."
+            )
+        if not tokens and self.sample.truncation is not None:
+            raise ValueError("sample.truncation rules out classes of tokens; leave it at none for continuous data.")
         if tokens and self.sample.guidance_rescale:
             raise ValueError("sample.guidance_rescale works on continuous data; leave it at 0 for tokens.")
         if self.sample.threshold and (tokens or self.codec.kind != "none"):
@@ -113,6 +146,17 @@ class Recipe:
             )
         if self.codec.kind != "none":
             raise ValueError("objective=mmd takes the codec of the model it tunes; use undiffuse accelerate MODEL.")
+
+    def _check_causal(self) -> None:
+        """A causal network is trained by its likelihood and by nothing else."""
+        causal = getattr(self.model, "causal", False)
+        if causal != isinstance(self.objective, AutoregressiveOptions):
+            raise ValueError(
+                f"model.causal={str(causal).lower()} does not go with objective={self.objective.kind}; networks that "
+                f"read from left to right take model.causal=true with objective=autoregressive."
+            )
+        if causal and getattr(self.process, "corruption", "") != "absorbing":
+            raise ValueError("model.causal=true needs process.corruption=absorbing, whose mask stands before the text.")
 
     def _check_time(self) -> None:
         corruption = getattr(self.process, "corruption", "absorbing")
@@ -153,12 +197,27 @@ def override_layers(overrides: Sequence[str] = (), **options: Any) -> list[dict[
     """Return layers for `resolve` from "group.key=value" texts and keyword options.
 
     A keyword is a group (`train={"steps": 10}`, `model="unet"`), or the bare name of an option of `train`
-    (`steps=10`); anything else is left to `resolve`, whose error names the nearest key.
+    (`steps=10`); anything else is left to `resolve`, whose error names the nearest key. A codec may be named by its
+    folder (`codec=runs/photos-codec`).
     """
     training = set(TrainOptions.__dataclass_fields__)
     groups = set(Recipe.__dataclass_fields__)
     keyed = {f"train.{key}" if key in training and key not in groups else key: value for key, value in options.items()}
-    return [layer for layer in (keyed, list(overrides)) if layer]
+    if _is_folder(keyed.get("codec")):
+        keyed["codec"] = {"kind": "pretrained", "path": str(keyed["codec"])}
+    return [layer for layer in (keyed, [word for text in overrides for word in _spelled_out(text)]) if layer]
+
+
+def _spelled_out(text: str) -> tuple[str, ...]:
+    """Return the keys that a codec named by its folder stands for; all else as it is."""
+    key, _, value = text.partition("=")
+    if key != "codec" or not _is_folder(value):
+        return (text,)
+    return ("codec.kind=pretrained", f"codec.path={value}")
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and (Path(value).expanduser() / "config.json").is_file()
 
 
 def changed_keys(old: dict[str, Any], new: Recipe) -> list[str]:

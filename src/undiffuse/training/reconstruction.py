@@ -1,4 +1,4 @@
-"""Training an autoencoder with the trainer of denoisers: the same batches, averages, logs and checkpoints."""
+"""A codec in the place of a denoiser, so that the trainer of denoisers trains it; and the loss of autoencoders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.codecs.autoencoder import Autoencoder
+from undiffuse.codecs.codec import Codec
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.networks.embedded import Embedded
@@ -17,11 +18,11 @@ from undiffuse.training.objectives import Corrupted, Losses, Objective, mean_ove
 
 
 class Reconstructor(Denoiser):
-    """An autoencoder seen as a denoiser without time: its answer is the item decoded from the item's code."""
+    """A codec seen as a denoiser without time: its answer is the item decoded from the item's code."""
 
     time_dependent = False
 
-    def __init__(self, codec: Autoencoder) -> None:
+    def __init__(self, codec: Codec) -> None:
         super().__init__()
         self.codec = codec
         self.spec = codec.data
@@ -65,5 +66,5 @@ class ReconstructionObjective(Objective):
 
 
 def _codec(denoiser: Denoiser) -> Autoencoder:
-    assert isinstance(denoiser, Reconstructor)
+    assert isinstance(denoiser, Reconstructor) and isinstance(denoiser.codec, Autoencoder)
     return denoiser.codec

@@ -18,12 +18,14 @@ from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, open_data, split
 from undiffuse.data.dataset import Dataset, some_problems
 from undiffuse.data.holdout import usual_holdout
+from undiffuse.data.pairs import SOURCE
 from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
-from undiffuse.training.augment import make_augment
+from undiffuse.noise import KeyedNoise
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
+from undiffuse.training.degrade import TASK, Transforms, make_transforms
 from undiffuse.training.devices import Devices
 from undiffuse.training.fine_tuning import start_from
 from undiffuse.training.folder import bind_recipe, make_folder, write_facts
@@ -115,12 +117,12 @@ def train(
     require_trackers(options_known.trackers)
     devices = Devices(options_known)
     with ExitStack() as held:
-        folder = None if out is None else _claim(Path(out), devices, held)  # first: reading data can take minutes
+        folder = None if out is None else claim_folder(Path(out), devices, held)  # first: reading data can take minutes
         with devices.agree():
             chosen, dataset = choose(source, recipe, layers)
             devices.check_batch(chosen.train)
         if folder is None:
-            folder = _claim(Path("runs") / _folder_name(chosen.data.source), devices, held)
+            folder = claim_folder(Path("runs") / folder_name(chosen.data.source), devices, held)
         return _carry_out(folder, chosen, dataset, devices, listener)
 
 
@@ -154,7 +156,7 @@ def train_from(
     require_trackers(recipe.train.trackers)
     devices = Devices(recipe.train)
     with ExitStack() as held:
-        folder = _claim(Path(out), devices, held)
+        folder = claim_folder(Path(out), devices, held)
         with devices.agree():
             devices.check_batch(recipe.train)
         return _carry_out(folder, recipe, dataset, devices, listener, codec, denoiser, fill, **given)
@@ -217,12 +219,12 @@ def hold_out(recipe: Recipe, dataset: Dataset) -> tuple[Dataset, Dataset | None]
     return split(dataset, holdout) if holdout else (dataset, None)
 
 
-def _folder_name(source: str) -> str:
+def folder_name(source: str) -> str:
     """Return the name of data without what stands for shards or parts of a data set."""
     return re.sub(r"[-{}:@,]+|\.{2,}", "-", Path(source).resolve().stem).strip("-")
 
 
-def _claim(path: Path, devices: Devices, held: ExitStack) -> Path:
+def claim_folder(path: Path, devices: Devices, held: ExitStack) -> Path:
     """Make the folder and lock it until `held` is closed."""
     with devices.agree():
         if devices.is_main:
@@ -244,7 +246,9 @@ def _on_latents(folder: Path, prepared: Prepared, devices: Devices, listener: Li
         return prepared
     heard = listener if devices.is_main else silent
     try:
-        codec = finish_codec(prepared.codec, prepared.recipe, prepared.training, folder, devices, heard)
+        codec = finish_codec(
+            prepared.codec, prepared.recipe, prepared.training, folder, devices, heard, prepared.held_out
+        )
         if codec is None:
             return None
         with devices.agree():
@@ -269,13 +273,14 @@ def _train_into(
         if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
             start_from(denoiser, recipe.train.init)
     objective: Objective
+    transforms = make_transforms(recipe.data, prepared.training.spec)
     if isinstance(recipe.objective, MMDOptions):
         from undiffuse.distillation.mmd_build import tuning
 
         objective, publisher = tuning(folder, prepared, denoiser, devices, listener, **given)
     else:
         objective = make_objective(recipe.objective, denoiser, recipe.train.steps)
-        publisher = Publisher(folder, recipe, prepared.codec)
+        publisher = Publisher(folder, recipe, prepared.codec, _given(prepared, transforms))
     trainer = Trainer(
         denoiser,
         objective,
@@ -287,7 +292,7 @@ def _train_into(
         preview=publisher.preview,
         listener=listener,
         devices=devices,
-        augment=make_augment(recipe.data, prepared.training.spec),
+        transforms=transforms,
         held_out=prepared.held_out,
     )
     trainer.resume()
@@ -300,6 +305,18 @@ def _train_into(
     with devices.together():
         devices.wait()  # nobody leaves early: gloo aborts a process that ends while a peer still talks to it
     return Run(folder, outcome.step, outcome.finished, losses)
+
+
+def _given(prepared: Prepared, transforms: Transforms) -> dict[str, Tensor]:
+    """Return the pictures that previews restore: of the first held-out items. Empty where the model restores none."""
+    if transforms.degrade is None and getattr(prepared.recipe.process, "start", "noise") == "noise":
+        return {}
+    dataset = prepared.held_out or prepared.training
+    positions = torch.arange(prepared.recipe.train.previews) % len(dataset)
+    batch = dataset.batch(positions)
+    if transforms.degrade is not None:
+        batch = transforms.degrade(batch, KeyedNoise(0, positions))
+    return {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK)}
 
 
 def _run(trainer: Trainer, dataset: Dataset, listener: Listener) -> Outcome:

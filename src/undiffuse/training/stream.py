@@ -14,7 +14,7 @@ from torch import Tensor
 
 from undiffuse.noise import KeyedNoise
 from undiffuse.spec import DataSpec
-from undiffuse.training.augment import Augment
+from undiffuse.training.degrade import Transforms
 from undiffuse.training.objectives import Corrupted, Objective, Trained
 from undiffuse.training.order import make_order
 from undiffuse.training.share import WHOLE, Share, ShareNoise
@@ -38,7 +38,7 @@ class BatchStream:
         batch_size: Items per step over all processes.
         device: Where batches live.
         share: Which rows are ours.
-        augment: Transforms the items of each batch; None leaves them as they are.
+        transforms: What is done to the items of each batch.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class BatchStream:
         batch_size: int,
         device: torch.device | str = "cpu",
         share: Share = WHOLE,
-        augment: Augment | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         self.dataset, self.objective, self.denoiser = dataset, objective, denoiser
         self.seed, self.batch_size, self.device, self.share = seed, batch_size, torch.device(device), share
-        self.augment = augment
+        self.transforms = transforms or Transforms()
         self.maps = tuple(name for name, part in dataset.spec.cond.items() if part.kind == "map")
         self.rows = batch_size // share.size
         elements = self.rows * elements_of(dataset.spec)
@@ -87,8 +87,7 @@ class BatchStream:
         batch = move(self.dataset.batch(send(self.indices(items), place)), self.device)
         noise = self._noise(send(items, self.device))
         with torch.no_grad():
-            if self.augment is not None:
-                batch = self.augment(batch, noise, self.maps)
+            batch = self.transforms(batch, noise, self.maps)
             return self.objective.prepare(self.denoiser, batch, noise, self.rows)
 
     def _noise(self, items: Tensor) -> KeyedNoise:

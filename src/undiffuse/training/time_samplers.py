@@ -36,11 +36,35 @@ class TimeLaw(Protocol):
         ...
 
 
+class Span(Protocol):
+    """Where times lie; schedules are spans."""
+
+    @property
+    def t_min(self) -> float:
+        """The smallest time."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """The largest time."""
+        ...
+
+
+@dataclass(frozen=True)
+class _UnitSpan:
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+
+UNIT_SPAN: Span = _UnitSpan()
+"""All of [0, 1]: the levels of categorical processes."""
+
+
 @dataclass(frozen=True)
 class UniformTimes:
     """Uniform on [t_min, t_max], where `half_logsnr` is finite."""
 
-    schedule: Schedule
+    schedule: Span
 
     def __call__(self, u: Tensor) -> Times:
         """Map uniforms to times."""
@@ -111,7 +135,7 @@ class ImportanceTimes(nn.Module):
     losses: Tensor
     seen: Tensor
 
-    def __init__(self, schedule: Schedule, bins: int = 100, memory: int = 10, floor: float = 1e-3) -> None:
+    def __init__(self, schedule: Span, bins: int = 100, memory: int = 10, floor: float = 1e-3) -> None:
         super().__init__()
         self.schedule, self.bins, self.memory, self.floor = schedule, bins, memory, floor
         self.register_buffer("losses", torch.zeros(bins, memory, dtype=torch.float64))

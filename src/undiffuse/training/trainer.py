@@ -18,10 +18,10 @@ import torch
 from undiffuse.errors import TrainingError
 from undiffuse.events import Advanced, Listener, Message, silent
 from undiffuse.noise import KeyedNoise
-from undiffuse.training.augment import Augment
 from undiffuse.training.blocks import prepare_blocks
 from undiffuse.training.checkpoints import CHECKPOINTS, Checkpoint, disk_errors, newest_checkpoint, write_checkpoint
 from undiffuse.training.clock import Clock
+from undiffuse.training.degrade import Transforms
 from undiffuse.training.devices import Devices, Scoring
 from undiffuse.training.layout import Layout
 from undiffuse.training.log import RunLog
@@ -67,7 +67,7 @@ class Trainer:
         published: Returns the step of the model that is written; one of another step is written again on resumption.
         preview: Called likewise every `preview_every` steps.
         listener: Hears `Advanced` and `Message`.
-        augment: Transforms the items of each batch; the denoiser has its condition.
+        transforms: What is done to the items of each batch; the denoiser has their conditions.
         held_out: Items whose loss is logged every `validate_every` steps.
     """
 
@@ -84,7 +84,7 @@ class Trainer:
         preview: Hook | None = None,
         listener: Listener = silent,
         devices: Devices | None = None,
-        augment: Augment | None = None,
+        transforms: Transforms | None = None,
         held_out: Dataset | None = None,
     ) -> None:
         self.devices = devices or Devices(options)
@@ -107,12 +107,12 @@ class Trainer:
             batch_size=options.batch_size,
             device=self.devices.device,
             share=self.devices.share,
-            augment=augment,
+            transforms=transforms,
         )
         self.scoring = self.devices.prepare(scoring)
         self.update = ClippedStep(self.state.optimizer, options.clip, self.layout.total_norm, self.state.muon)
         self.dropout = _dropout_generator(self.denoiser, self.devices.device)
-        self.validation = make_validation(self.objective, held_out, dataset, options, self.devices.device)
+        self.validation = make_validation(self.objective, held_out, dataset, options, self.devices.device, transforms)
         self.bad_steps = 0
         self.bad_run = 0
         self.seconds = 0.0

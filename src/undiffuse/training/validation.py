@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.noise import InjectedNoise, KeyedNoise
-from undiffuse.training.denoising import DenoisingObjective
+from undiffuse.training.degrade import Degrade, Transforms
 from undiffuse.training.objectives import Losses, Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.stream import elements_of, move
-from undiffuse.training.time_samplers import TimeSampler, UniformTimes
 from undiffuse.training.window import EDGES
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class Validation:
         training: Items that are; None leaves their loss out.
         items: Number of draws of item, level and noise. Fewer items are used several times, more in even distances.
         device: Where the denoiser is.
+        degrade: Measures the items, as in training.
     """
 
     def __init__(
@@ -50,8 +50,10 @@ class Validation:
         *,
         items: int = 512,
         device: torch.device | str = "cpu",
+        degrade: Degrade | None = None,
     ) -> None:
-        self.objective = _without_memory(objective)
+        self.objective = objective.without_memory()
+        self.degrade = degrade
         self.held_out, self.training = held_out, training
         self.items, self.device = items, torch.device(device)
 
@@ -73,6 +75,8 @@ class Validation:
             if len(rows) < self.objective.least_rows:
                 continue  # what is left over of a set that does not divide
             batch = move(dataset.batch(positions), self.device)
+            if self.degrade is not None:
+                batch = self.degrade(batch, KeyedNoise(_SEED, _FIRST + rows, self.device))
             found = self.objective.score(
                 denoiser, self.objective.prepare(denoiser, batch, self._noise(rows), batch_size=1)
             )
@@ -104,12 +108,16 @@ def make_validation(
     training: Dataset,
     options: TrainOptions,
     device: torch.device,
+    transforms: Transforms | None = None,
 ) -> Validation | None:
     """Return the validation that `options` ask for; None where nothing is held out or none is asked for."""
     if held_out is None or not options.validation_steps:
         return None
     streams = getattr(training, "order", "permuted") == "sequential"  # going back to its start would cost too much
-    return Validation(objective, held_out, None if streams else training, items=options.validate_items, device=device)
+    degrade = transforms.degrade if transforms else None
+    return Validation(
+        objective, held_out, None if streams else training, items=options.validate_items, device=device, degrade=degrade
+    )
 
 
 def _positions(dataset: Dataset, rows: Tensor) -> Tensor:
@@ -118,21 +126,6 @@ def _positions(dataset: Dataset, rows: Tensor) -> Tensor:
         return rows
     count = len(dataset)
     return rows % count if count < len(rows) else rows * count // len(rows)
-
-
-def _without_memory(objective: Objective) -> Objective:
-    """Return an objective with the same expected loss whose draws do not depend on losses seen before."""
-    if not isinstance(objective, DenoisingObjective) or objective.adaptive is None:
-        return objective
-    times = TimeSampler(UniformTimes(objective.adaptive.schedule))
-    return DenoisingObjective(
-        objective.weight,
-        times,
-        importance=True,
-        drop=objective.drop,
-        bound=objective.bound,
-        optimal=objective.optimal,
-    )
 
 
 def _by_level(losses: Tensor, half_logsnr: Tensor) -> dict[str, Any]:
