@@ -107,6 +107,7 @@ def test_an_autoencoder_is_trained_alone_too(capsys: pytest.CaptureFixture[str])
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     trained(capsys)
     refit = ("codec", "refit", "codec", "pictures.npy", "--steps", "0")
+    assert "something else" in refusal(capsys, *refit, "--out", "codec")  # would write over it
     assert "577 vectors" in refusal(capsys, *refit, "--size", "577")  # 36 items of 16 tokens: 576 encodings
     assert "belongs to refit" in refusal(capsys, "codec", "report", "codec", "pictures.npy", "--size", "4")
     assert "report or refit" in refusal(capsys, "codec", "mend", "codec", "pictures.npy")

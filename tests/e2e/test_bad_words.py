@@ -37,7 +37,7 @@ def test_negative_steps_are_refused(undiffuse: Command, digits_run: Path, text_r
 
 
 def test_a_recipe_for_other_data_is_refused(undiffuse: Command):
-    assert undiffuse("train", "prose", "--recipe", "image").refuses("tokens", "choose model=transformer")
+    assert undiffuse("train", "prose", "--recipe", "image").refuses("tokens", "use recipe text")
 
 
 @pytest.mark.parametrize("count", ["0", "-3"])

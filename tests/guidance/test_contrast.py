@@ -190,6 +190,10 @@ def test_what_does_not_fit_is_refused() -> None:
     exact.spec, other.spec = DataSpec(kind="vector", shape=(2,)), DataSpec(kind="vector", shape=(3,))
     with pytest.raises(ValueError, match="another shape"):
         Autoguidance(exact, other, 2.0)
+    strong, weak = tokens(0), tokens(1)
+    strong.spec, weak.spec = (DataSpec(kind="tokens", shape=(2,), vocabulary=tuple(names)) for names in ("abc", "acb"))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        Autoguidance(strong, weak, 2.0)
     exact.spec = DataSpec(kind="vector", shape=(2,), classes=("a", "b"))
     other.spec = DataSpec(kind="vector", shape=(2,), classes=("a", "c"))
     with pytest.raises(ValueError, match="condition 'label' differs"):

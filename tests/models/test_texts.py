@@ -10,6 +10,7 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.posterior import CategoricalPosterior
 from undiffuse.models.model import Model
 from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.sampling.first_hitting import FirstHitting
 from undiffuse.spec import DataSpec
 
 LETTERS = tuple("abcdefgh _")
@@ -85,6 +86,9 @@ def test_what_makes_no_text_is_refused():
         ({"stride": 2}, "more than 6 tokens"),
         ({"prefix": "abcdefg"}, "at most 6"),
         ({"length": 20, "trajectory": True}, "trajectory"),
+        ({"prefix": "ab", "start": torch.full((1, 6), 10)}, "prefix and start"),
+        ({"steps": 3, "solver": FirstHitting()}, "built with steps=None"),
+        ({"steps": 3, "solver_options": {"steps": 2}}, "built with steps=2"),
     ):
         with pytest.raises(ValueError, match=message):
             model.sample_result(1, **asked)  # type: ignore[arg-type]

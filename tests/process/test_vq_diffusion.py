@@ -125,4 +125,6 @@ def test_a_share_beside_masks_of_their_own_is_refused() -> None:
     with pytest.raises(ValueError, match="masks of its own"):
         CategoricalProcess("mask-replace", K, VQDiffusionKeep(), 0.5)
     with pytest.raises(ValueError, match="masks of its own"):
-        CategoricalOptions(keep="vq-diffusion", mask_share=0.5)
+        CategoricalOptions(corruption="mask-replace", keep="vq-diffusion", mask_share=0.5)
+    with pytest.raises(ValueError, match="belongs to corruption=mask-replace"):
+        CategoricalOptions(corruption="uniform", mask_share=0.5)

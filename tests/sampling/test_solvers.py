@@ -131,7 +131,7 @@ def test_2m_remembers_nothing_across_an_edit() -> None:
 
 def test_the_solver_table_builds_everything_it_names() -> None:
     for name in SOLVERS:
-        assert make_solver(name).discrete == (name in ("ancestral", "first-hitting"))
+        assert make_solver(name).discrete == (name in ("ancestral", "first-hitting", "token-budget", "left-to-right"))
 
 
 def test_wrong_solvers_and_options_are_refused() -> None:

@@ -22,7 +22,7 @@ from undiffuse.training.build import build_denoiser
 from undiffuse.training.options import MaskedELBOOptions
 from undiffuse.training.recipe import Recipe
 
-OF_TOKENS = ("ancestral", "first-hitting")
+OF_TOKENS = ("ancestral", "first-hitting", "token-budget", "left-to-right")
 OF_FLOW_MAPS = ("flow-map", "consistency")
 ADAPTIVE = ("dpm-adaptive-12", "dpm-adaptive-23", "rk45")  # they read their errors, once per attempt
 SPEC = DataSpec(kind="vector", shape=(3,), classes=("a", "b"))

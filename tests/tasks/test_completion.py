@@ -111,6 +111,16 @@ def test_completions_are_ordered_by_their_likelihood():
     assert sorted(done.samples[:, 0].tolist()) == sorted(plain.samples[:, 0].tolist())
 
 
+def test_the_order_of_short_texts_is_that_of_what_is_shown():
+    """The bound of the text alone, whose tail nobody sees: exactly log p of the marginal, for every completion."""
+    done = ud.inpaint(letters(), "a_", samples=6, rank=True)
+    assert done.log_prob is not None and done.log_prob_error is not None
+    exact = small_joint().sum(2)[tuple(done.samples[:, 0].unbind(-1))].log()
+    assert bool(((done.log_prob[:, 0] - exact).abs() <= 5 * done.log_prob_error[:, 0] + 1e-6).all())
+    shown = set(map(tuple, done.samples[:, 0].tolist()))
+    assert len(shown) == len({round(value, 9) for value in done.log_prob[:, 0].tolist()}) > 1  # tails would differ
+
+
 def test_columns_of_a_row_are_given_by_name():
     process = CategoricalProcess("absorbing", 5, blocks=(2, 3))
     model = Model(network(ROW, process, unet=False), ROW)

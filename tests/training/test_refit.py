@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_tokens_of_the_old_codec_do_not_go_with_the_new_one(tmp_path: Path) -> N
             data(), "vq-image", out=tmp_path / "other", overrides=words, codec=str(tmp_path / "new"),
             **quick, init=str(tmp_path / "run"),
         )  # fmt: skip
+    shutil.copytree(tmp_path / "old", tmp_path / "kept")
+    shutil.copytree(tmp_path / "new", tmp_path / "old", dirs_exist_ok=True)  # rebuilt in place: not what it began with
+    with pytest.raises(CheckpointError, match="tokens numbers of another codebook"):
+        ud.train(
+            data(), "vq-image", out=tmp_path / "run", overrides=words, codec=str(tmp_path / "old"),
+            **{**quick, "steps": 4},
+        )  # fmt: skip
+    shutil.copytree(tmp_path / "kept", tmp_path / "old", dirs_exist_ok=True)
+    again = ud.train(
+        data(), "vq-image", out=tmp_path / "run", overrides=words, codec=str(tmp_path / "old"), **{**quick, "steps": 4}
+    )
+    assert again.model.info["step"] == 4
+    again.model.to(dtype=torch.bfloat16).save(tmp_path / "half")  # whose codebook is another by its rounding
+    assert ud.load(tmp_path / "half").sample(1, steps=2).shape == (1, 3, 8, 12)
     weights = (tmp_path / "new" / "codec.safetensors").read_bytes()
     (tmp_path / "run" / "codec.safetensors").write_bytes(weights)
     with pytest.raises(CheckpointError, match="tokens changed"):

@@ -187,8 +187,8 @@ def test_of_data_too_few_to_share_all_are_trained_on_and_nothing_is_held_out(tmp
 
 
 def test_the_folder_of_shards_has_a_plain_name():
-    assert run_module._folder_name("a/shards-{000..002}.tar") == "shards-000-002"
-    assert run_module._folder_name("hf://owner/name:train") == "name-train"
+    assert run_module.folder_name("a/shards-{000..002}.tar") == "shards-000-002"
+    assert run_module.folder_name("hf://owner/name:train") == "name-train"
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])

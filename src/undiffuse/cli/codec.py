@@ -151,4 +151,4 @@ def _some(data: Dataset, most: int = 12) -> Any:
 
 
 def _looked_at(held_out: Dataset | None) -> str:
-    return "items held out of the codec's training" if held_out is not None else "all items that were given"
+    return "items held out of the training in this folder" if held_out is not None else "all items that were given"

@@ -64,7 +64,7 @@ def codec_to_json(codec: Codec) -> dict[str, Any]:
         "std": list(codec.latent.std),
     }
     if isinstance(codec, TokenCodec):
-        fields |= {"codes": codec.latent.categories, "codebook": codec.latent.codebook}
+        fields |= {"codes": codec.latent.categories, "codebook": codec.saved_seal()}
     if isinstance(codec, PretrainedCodec | PretrainedVQ):
         config: Any = codec.network.config
         fields["config"] = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

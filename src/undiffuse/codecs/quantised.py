@@ -95,6 +95,11 @@ class TokenCodec(Codec):
         """Return a name of the codebook: another one wherever numbers could mean other vectors."""
         return content_hash({"codebook": self.codebook.detach().float()}, {})
 
+    def saved_seal(self) -> str:
+        """Return the name under which the codebook is saved: in half precision that of its rounded vectors."""
+        rounded = bool(self.latent.codebook) and self.codebook.dtype in (torch.float16, torch.bfloat16)
+        return self.identity() if rounded else self.latent.codebook
+
     def check_seal(self) -> None:
         """Refuse a codebook that is not the one that `latent` names.
 

@@ -58,6 +58,7 @@ def load_tokenizer(text: str, name: str = "the model's tokenizer") -> Any:
     return tokenizer
 
 
+@lru_cache(maxsize=4)
 def vocabulary_of(text: str) -> tuple[str, ...]:
     """Return the token of each id; ids that the tokenizer leaves out get a name of their own."""
     tokenizer = load_tokenizer(text)

@@ -91,6 +91,11 @@ class Autoguidance(Contrast):
 
 
 def _check_same_data(denoiser: Denoiser, weak: Denoiser) -> None:
+    if denoiser.causal != weak.causal:
+        raise ValueError(
+            "autoguidance by a model that reads in another way: one of the two reads from left to right, the other "
+            "from both sides; take two of one kind."
+        )
     strong_spec, weak_spec = denoiser.spec, weak.spec
     if strong_spec is None or weak_spec is None:
         return
@@ -100,6 +105,9 @@ def _check_same_data(denoiser: Denoiser, weak: Denoiser) -> None:
             raise ValueError(
                 f"autoguidance by a model of another {what}, {theirs} against {ours}; both must fit the data."
             )
+    for what in ("vocabulary", "codebook"):
+        if getattr(strong_spec, what) != getattr(weak_spec, what):
+            raise ValueError(f"autoguidance by a model of another {what}; a token's number must mean the same to both.")
     for name, part in weak_spec.conditions.items():
         if name in strong_spec.conditions and strong_spec.conditions[name] != part:
             raise ValueError(

@@ -64,7 +64,7 @@ class Sharpen(LogitsWrapper):
         strength: 0 or above; 0 changes nothing but notes the purity for solvers (`extras`). 1 in the paper's examples.
 
     Raises:
-        ValueError: The data are not tokens that can be masked, or the strength is negative.
+        ValueError: The data are not tokens that can be masked in any order, or the strength is negative.
     """
 
     def __init__(self, denoiser: Denoiser, strength: float = 1.0) -> None:
@@ -73,6 +73,8 @@ class Sharpen(LogitsWrapper):
         super().__init__(denoiser)
         if self.process.mask_id is None:
             raise ValueError("purity chooses among masks, which uniform noise does not have; leave it out.")
+        if denoiser.causal:
+            raise ValueError("purity chooses among masks, and this model writes token after token; use temperature.")
         self.strength = strength
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:

@@ -66,9 +66,7 @@ def grid_of(
             raise ValueError(f"steps={steps} was given beside a grid, which has its own; leave one out.")
         return grid
     if solver.draws_times:
-        if steps is not None and not solver.discrete:
-            name = type(solver).__name__
-            raise ValueError(f"steps={steps}, but {name} chooses its own; leave steps out and set rtol.")
+        _check_steps(solver, steps)
         return None
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
@@ -115,6 +113,23 @@ def _usual_solver(model: Model) -> str:
     if isinstance(model.process, CategoricalProcess):
         return "first-hitting" if model.process.kind == "absorbing" else "ancestral"
     return "dpm++2m"
+
+
+def _check_steps(solver: Solver, steps: int | None) -> None:
+    """Refuse a number of steps that a solver with times of its own would not take.
+
+    Raises:
+        ValueError: It has none, or another one.
+    """
+    own = getattr(solver, "steps", None)
+    if steps is None or steps == own:
+        return
+    name = type(solver).__name__
+    if not solver.discrete:
+        raise ValueError(f"steps={steps}, but {name} chooses its own; leave steps out and set rtol.")
+    if hasattr(solver, "steps"):
+        raise ValueError(f"steps={steps}, but this {name} was built with steps={own}; set it in one place.")
+    raise ValueError(f"steps={steps}, but {name} takes one for each token; leave steps out.")
 
 
 def _count(model: Model, steps: int | None) -> int | None:

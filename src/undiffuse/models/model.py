@@ -261,6 +261,8 @@ class Model:
         spec = spec_of_length(self.state_spec_at(size), length, getattr(self._network, "options", None))
         window = window_of(self.state_spec, length, stride, bool(constraints))
         conditions = fit_conditions(cond, n, spec, self.device)
+        if prefix is not None and start is not None:
+            raise ValueError("prefix and start both say what samples begin with; put the prefix into start.")
         begun = start if prefix is None else fit_tokens(prefix, spec, self.process, self.device)
         asked = {"wrap": wrap, "constraints": constraints, "callback": callback, "parallel": parallel, **guides}
         jump = jumping(self.module, rule, asked)

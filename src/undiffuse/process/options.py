@@ -80,5 +80,9 @@ class CategoricalOptions:
     def __post_init__(self) -> None:
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} is outside of (0, 1); use corruption=absorbing or uniform.")
+        if self.corruption != "mask-replace" and self.mask_share != 0.9:
+            raise ValueError(
+                f"mask_share={self.mask_share} belongs to corruption=mask-replace, not {self.corruption}; leave it out."
+            )
         if self.keep == "vq-diffusion" and self.mask_share != 0.9:
             raise ValueError(f"mask_share={self.mask_share}, but keep=vq-diffusion has masks of its own; leave it out.")

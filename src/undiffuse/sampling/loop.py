@@ -323,8 +323,8 @@ def _first_state(
             return process.prior(drawn, first, known)
         except ValueError as error:
             raise PlanError(f"{error} Give start, the noisy data there.") from error
-    partly = align(torch.as_tensor(first, device=drawn.device), drawn) < 1
-    if bool((partly if known is None else partly & ~known.to(drawn.device)).any()):
+    begun = torch.as_tensor(first) < 1
+    if bool(begun.any()) and (known is None or bool((align(begun.to(known.device), drawn) & ~known).any())):
         raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
     return process.prior(drawn)
 

@@ -22,13 +22,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from undiffuse.denoisers.base import Denoiser, Wrapper
 from undiffuse.denoisers.elbo import token_bounds
+from undiffuse.denoisers.posterior import AnyPosterior, CategoricalPosterior
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.model import Model
+from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint, Known, Replacement
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.resampling import Resampled
@@ -48,7 +53,8 @@ class Completion:
         samples: (K, B, *shape); for tokens the ids, int64 (K, B, length).
         tokens: All tokens that were drawn, int64 (K, B, L).
         known: Which tokens were known, bool (B, L).
-        log_prob: Evidence bound of log p of each completion, in nats, (K, B); None where it was not asked for.
+        log_prob: Evidence bound of log p of each completion, in nats, (K, B); None where it was not asked for. With
+            noise that replaces tokens it includes those behind a text that is shorter than the model's items.
         log_prob_error: Its standard error.
         method: "clamp" or "replacement".
         why: Why, where the choice was left to us; else "".
@@ -153,7 +159,7 @@ def inpaint(
         rule = Resampled(solver=make_solver("ancestral"), passes=_RESAMPLE if resample is None else resample)
     settings = {"solver": rule, "steps": steps, "seed": seed, **options}
     tokens, nfe = _draw(model, process, rows, chosen, conditions, settings, batch_size, listener)
-    bound, error = _rate(model, tokens, conditions, seed, batch_size) if rank else (None, None)
+    bound, error = _rate(model, tokens, given.length, conditions, seed, batch_size) if rank else (None, None)
     shaped = [None if part is None else part.unflatten(0, (items, samples)) for part in (tokens, bound, error)]
     best = None if shaped[1] is None else shaped[1].argsort(1, descending=True)
     drawn, bound, error = (_in_order(part, best) for part in shaped)
@@ -254,9 +260,40 @@ def _draw(
     return torch.cat(drawn), nfe
 
 
-def _rate(model: Model, tokens: Tensor, conditions: Fitted, seed: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return the evidence bound of log p of each row in nats, and its error; all rows meet the same noise."""
+class _Beginning(Wrapper):
+    """What an absorbing model says of the first tokens of items whose other tokens are masks: their marginal.
+
+    Args:
+        denoiser: Of items of `length` tokens.
+        length: L.
+    """
+
+    process: CategoricalProcess
+
+    def __init__(self, denoiser: Denoiser, length: int) -> None:
+        super().__init__(denoiser)
+        self.length = length
+
+    def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
+        """Ask about items filled up with masks, at the time that goes with so many."""
+        whole = pad(x, (0, self.length - x.shape[1]), value=self.process.classes)
+        masked = self.process.is_mask(whole).double().mean(1)
+        post = self.denoiser(whole, self.process.keep.time(1.0 - masked), cond)
+        assert isinstance(post, CategoricalPosterior)
+        return post.replace(logits=post.logits[:, : x.shape[1]])
+
+
+def _rate(
+    model: Model, tokens: Tensor, length: int, conditions: Fitted, seed: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the evidence bound of log p of each row in nats, and its error; all rows meet the same noise.
+
+    Of the first `length` tokens, where the model knows their marginal: the others were not asked for.
+    """
     bounds, denoiser = [], model.denoiser
+    if length < tokens.shape[1] and token_process(model).kind == "absorbing":
+        denoiser = denoiser if denoiser.causal else _Beginning(denoiser, tokens.shape[1])
+        tokens = tokens[:, :length]
     for low in range(0, len(tokens), batch_size):
         rows = tokens[low : low + batch_size].to(model.device)
         cond = dict(conditions.rows(low, low + len(rows)))

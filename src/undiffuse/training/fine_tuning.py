@@ -80,6 +80,11 @@ def _check_tokens(ours: DataSpec | None, theirs: DataSpec, name: str) -> None:
             f"train.init={name} was trained on numbers of another codebook, so its tokens mean something else; use the "
             f"codec of that model (codec.kind=pretrained codec.path={name}), or start without it."
         )
+    if ours is not None and ours.is_discrete and not ours.codebook and ours.vocabulary != theirs.vocabulary:
+        raise CheckpointError(
+            f"train.init={name} was trained on {theirs.categories} other tokens than these {ours.categories}; use data "
+            f"with its vocabulary (data.units=bytes and a tokenizer have the same for all texts), or start without it."
+        )
 
 
 def _check_schedule(model: Trained, denoiser: NetworkFlowMap, name: str) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 
 from undiffuse.config import dump_yaml, load_yaml, resolve
 from undiffuse.distillation.options import FlowMapOptions
-from undiffuse.errors import ConfigError, TrainingError
+from undiffuse.errors import CheckpointError, ConfigError, TrainingError
 from undiffuse.files import write_whole
+from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoint_step, checkpoints_in, disk_errors
 from undiffuse.training.recipe import Recipe, changed_keys
 
@@ -92,6 +93,28 @@ def _change_length(folder: Path, old: int, new: int, done: int) -> str | None:
     kept[_LENGTHS] = [*kept.get(_LENGTHS, []), {"at": done, "from": old, "to": new}]
     write_text(folder / "run.json", json.dumps(kept, indent=1) + "\n")
     return f"{new} steps instead of {old}: the learning rate follows the new course from step {done} on."
+
+
+def check_same_tokens(folder: Path, spec: DataSpec) -> None:
+    """Refuse to go on with a run whose tokens stood for something else.
+
+    Raises:
+        CheckpointError: The codec was rebuilt since, or the text has another vocabulary.
+    """
+    if not spec.is_discrete or not checkpoints_in(folder / CHECKPOINTS):
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        codec, known = config["codec"], config["spec"]
+        same = codec["codebook"] == spec.codebook if codec else tuple(known["vocabulary"]) == spec.vocabulary
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no model was published yet
+    if not same:
+        changed = "numbers of another codebook (was the codec rebuilt since?)" if codec else "of another vocabulary"
+        raise CheckpointError(
+            f"{folder} holds a run on tokens {changed}; they changed their meaning. Put the old "
+            f"{'codec' if codec else 'text and tokenizer'} back to go on with it, or choose another out folder."
+        )
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

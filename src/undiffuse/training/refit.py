@@ -144,11 +144,13 @@ def _bind(folder: Path, codec: TokenCodec, asked: dict[str, Any]) -> None:
     """Write down what the folder's fine-tuning is; refuse to go on with another.
 
     Raises:
-        ConfigError: Checkpoints of another one are there.
+        ConfigError: Checkpoints of another one are there, or a codec or a model.
     """
     path, facts = folder / "refit.json", asked | {"codebook": codec.identity()}
-    if checkpoints_in(folder / CHECKPOINTS) and json.loads(path.read_text(encoding="utf-8")) != facts:
-        raise ConfigError(f"{folder} holds another refit, or that of another codec; choose another out folder.")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    taken = known is None and (folder / "config.json").is_file()  # by a codec or a model that is no refit
+    if known != facts and (taken or checkpoints_in(folder / CHECKPOINTS)):
+        raise ConfigError(f"{folder} holds something else than this refit of this codec; choose another out folder.")
     write_text(path, json.dumps(facts) + "\n")
 
 

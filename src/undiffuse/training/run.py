@@ -28,7 +28,7 @@ from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.degrade import TASK, Transforms, make_transforms
 from undiffuse.training.devices import Devices
 from undiffuse.training.fine_tuning import start_from
-from undiffuse.training.folder import bind_recipe, make_folder, write_facts
+from undiffuse.training.folder import bind_recipe, check_same_tokens, make_folder, write_facts
 from undiffuse.training.given import GIVEN, is_name, open_given, refuse_given
 from undiffuse.training.latents import encode_data, finish_codec, start_codec
 from undiffuse.training.lock import locked
@@ -184,7 +184,11 @@ def _carry_out(
         _announce(folder, prepared, devices, listener)
         require_training_memory(prepared.plan.footprint, devices.device)
     ready = _on_latents(folder, prepared, devices, listener)
-    return _train_into(folder, ready, devices, listener, denoiser, **given) if ready else Run(folder, 0, False, ())
+    if ready is None:
+        return Run(folder, 0, False, ())
+    with devices.agree():
+        check_same_tokens(folder, ready.training.spec)
+    return _train_into(folder, ready, devices, listener, denoiser, **given)
 
 
 def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> tuple[Recipe, Dataset]:
