@@ -20,18 +20,23 @@ def lazy(package: str, table: dict[str, str]) -> tuple[Callable[[str], Any], Cal
 
     names = sorted(table)
 
-    def resolve(name: str) -> Any:
+    def public(name: str) -> Any:
         """Resolve a public name and keep it for next time."""
-        from importlib import import_module
-
         owner = sys.modules[package]
         if name not in table:
             # `name` and `obj` let Python suggest the nearest name.
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=owner)
-        module, _, attribute = table[name].partition(":")
-        found = import_module(module)
-        value = getattr(found, attribute) if attribute else found
+        value = resolve(table[name])
         setattr(owner, name, value)
         return value
 
-    return resolve, lambda: sorted({*vars(sys.modules[package]), *names}), names
+    return public, lambda: sorted({*vars(sys.modules[package]), *names}), names
+
+
+def resolve(location: str) -> Any:
+    """Return what stands at "module:attribute", or the module itself where there is no attribute; it is imported."""
+    from importlib import import_module
+
+    module, _, attribute = location.partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found

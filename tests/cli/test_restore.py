@@ -83,6 +83,25 @@ def test_what_degrade_wrote_is_restored(capsys: pytest.CaptureFixture[str]) -> N
     assert read_image(json.loads(by_hand[1])["items"][0]["files"]["mean"]).shape == (8, 8, 1)
 
 
+def test_folders_are_restored_and_no_result_overwrites_another(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/photo.png", "b/photo.png", "b/deep/photo.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(Path("photo.png").read_bytes())
+    few = ("--method", "ddnm", "--steps", "1", "--samples", "1", "--json")
+    code, out, err = asked(capsys, "restore", "digits", "a/photo.png", "b", "--mask", "mask.png", *few)
+    assert code == 0, err
+    items = json.loads(out)["items"]
+    assert [item["image"] for item in items] == ["photo", "deep/photo", "photo-2"]
+    assert len({path for item in items for path in item["files"].values()}) == 5 * 3
+    assert all(Path(path).is_file() for item in items for path in item["files"].values())
+    assert asked(capsys, "degrade", "b", "--operator", "downsample:2")[0] == 0
+    code, out, err = asked(capsys, "restore", "digits", "degraded", *few)  # the measurements, not their pictures
+    assert code == 0, err
+    assert [item["image"] for item in json.loads(out)["items"]] == ["deep/photo", "photo"]
+    Path("empty").mkdir()
+    assert "the folder empty has no pictures" in asked(capsys, "restore", "digits", "empty")[2]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

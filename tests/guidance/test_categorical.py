@@ -9,8 +9,8 @@ from torch import Tensor
 from tests.oracles.masked import joint_denoiser, seeded_normal, triple_joint
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.mixture import GaussianDenoiser
-from undiffuse.denoisers.posterior import CategoricalPosterior
-from undiffuse.guidance.categorical import PURITY, Sharpen, Truncate
+from undiffuse.denoisers.posterior import PURITY, CategoricalPosterior
+from undiffuse.guidance.categorical import Sharpen, Truncate
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.networks.embedded import Embedded
 from undiffuse.papers.token_groups import grouped_law

@@ -11,10 +11,10 @@ from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
-from undiffuse.guidance.krylov import gmres
 from undiffuse.guidance.measurement import PiGDM, Proximal
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.operators.krylov import gmres
 from undiffuse.operators.sensing import Matrix
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid

@@ -139,6 +139,9 @@ def test_what_would_do_nothing_is_refused() -> None:
     for options in ({"negative": {"label": 1}}, {"autoguide": small_model(1)}):
         with pytest.raises(ValueError, match="need a scale other than 1"):
             run(model, **options)
+    for words in ({"guidance_interval": (0.1, 1.0)}, {"guidance_rescale": 0.5}):
+        with pytest.raises(ValueError, match="nothing is guided"):
+            run(model, **words)
     with pytest.raises(ValueError, match="label 'd' does not exist"):
         run(model, guidance=2.0, negative={"label": "d"})
     with pytest.raises(ValueError, match="2 labels for 6 samples"):

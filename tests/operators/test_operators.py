@@ -97,6 +97,30 @@ def test_composition_is_in_the_order_of_the_text():
         blur @ small
 
 
+def test_what_is_not_measured_is_zero_whatever_the_noise():
+    """What an operator calls unknown it never fills, what it calls known depends on x; `measured` keeps the latter."""
+    for name, op in every_operator().items():
+        y = op(items(op))
+        seen = op.known(y)
+        if seen is None:
+            assert torch.equal(op.measured(y), y), name
+            continue
+        seen = seen.expand_as(y)
+        assert not y[~seen].any(), name
+        assert y[seen].ne(0).all() or "|" in name or "&" in name, name
+        noisy = op.measured(y + 1)
+        assert not noisy[~seen].any() and torch.equal(noisy[seen], (y + 1)[seen]), name
+    hole = ops.box_mask((1, 4, 4), size=2)
+    both = ops.stack([ops.Identity((1, 4, 4)), ops.chain(ops.uniform_blur((1, 4, 4), size=3), -2 * hole)])
+    seen = both.known(torch.zeros(2, 32)).expand(2, 32)
+    assert seen[:, :16].all()
+    assert torch.equal(seen[0, 16:].view(1, 4, 4), hole.mask.bool().expand(1, 4, 4))
+    film = ops.per_frame(hole, 3)
+    assert torch.equal(
+        film.known(torch.zeros(2, 3, 1, 4, 4)).expand(2, 3, 1, 4, 4)[1, 2, 0], hole.mask.bool().view(4, 4)
+    )
+
+
 def test_videos_are_measured_frame_by_frame():
     spec = DataSpec(kind="video", shape=(4, 1, 8, 8))
     x = normals(2, 4, 1, 8, 8)

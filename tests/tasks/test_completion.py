@@ -207,7 +207,7 @@ IMAGE = torch.zeros(1, 8, 8)
 @pytest.mark.parametrize(
     ("model", "given", "options", "message"),
     [
-        (continuous, (IMAGE, half()), {}, "undiffuse restore MODEL IMAGE --operator inpaint"),
+        (continuous, (IMAGE, half()), {}, "undiffuse restore MODEL IMAGE --mask M.png"),
         (lambda: continuous(codec=True), (IMAGE, half()), {}, "through a codec without a codebook"),
         (
             pictures,

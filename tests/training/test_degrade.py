@@ -52,6 +52,14 @@ def test_masks_are_drawn_for_every_item_and_visit() -> None:
     assert not torch.equal(first, later)
 
 
+def test_noise_lies_where_something_is_known() -> None:
+    """As `restore` gives it to the network."""
+    degrade = Degrade("inpaint:random,0.5|noise:gaussian,0.1", SPEC)
+    ones = {"x": torch.ones(4, 1, 8, 8), "cond": {}}
+    given = degrade(ones, KeyedNoise(0, torch.arange(4)))["cond"]["source"]
+    assert 0.3 < float((given == 0).double().mean()) < 0.7
+
+
 def test_all_in_one_takes_turns_and_tells_which() -> None:
     degrade = Degrade("downsample:2; blur:uniform,3 ;noise:gaussian,0.1", SPEC)
     rows = {"x": batch(1)["x"].expand(300, 1, 8, 8), "cond": {}}
@@ -139,6 +147,10 @@ def test_a_run_degrades_previews_validates_and_restores(tmp_path: Path) -> None:
     plain = model.sample(2, steps=3, solver="ddim", grid="t", cond={"source": op.pinv(y)})
     still = ud.restore(model, y, op, "supervised", samples=1, steps=3, seed=0, options={"eta": 0.0})
     torch.testing.assert_close(still.samples[0, :1], model.spec.to_model(plain)[:1], atol=1e-4, rtol=0)  # one noise
+    wide = ops.Downsample((1, 12, 16), 2)  # larger than the model: tiles, each shown its part of the given picture
+    large = ud.restore(model, wide(torch.rand(1, 1, 12, 16)), wide, samples=1, steps=2)
+    assert (large.method, tuple(large.mean.shape)) == ("supervised", (1, 1, 12, 16))
+    assert "trained to restore" in large.why
 
 
 def test_other_models_are_refused() -> None:

@@ -55,6 +55,20 @@ def test_text_and_vectors_choose_their_recipes(tmp_path):
     assert vector.model.sample(3).shape == (3, 2)
 
 
+def test_tokens_that_changed_their_meaning_are_refused(tmp_path):
+    """Two texts of as many characters: the networks are of one shape, and a number is another character."""
+    text, small = tmp_path / "text.txt", ["model.width=16", "model.depth=1", "data.length=16"]
+    text.write_text("abba" * 100)
+    train(text, out=tmp_path / "run", overrides=small, **SHORT)
+    text.write_text("cddc" * 100)
+    with pytest.raises(CheckpointError, match="tokens of another vocabulary"):
+        train(text, out=tmp_path / "run", overrides=small, **{**SHORT, "steps": 6})
+    with pytest.raises(CheckpointError, match="2 other tokens"):
+        train(text, out=tmp_path / "other", overrides=small, init=str(tmp_path / "run"), **SHORT)
+    text.write_text("baab" * 100)
+    assert train(text, out=tmp_path / "run", overrides=small, **{**SHORT, "steps": 6}).step == 6
+
+
 def test_the_same_call_resumes_and_another_recipe_is_refused(tmp_path):
     first = train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **SHORT)
     again = train("moons", out=tmp_path, overrides=["model.width=16", "data.limit=200"], **{**SHORT, "keep": 1})

@@ -61,12 +61,14 @@ def bench_restore(
     from undiffuse.cli.places import safe_name
     from undiffuse.report.restore_bench import restore_bench_page
     from undiffuse.tasks.restore.bench import bench_restore as measure
-    from undiffuse.tasks.restore.bench_words import split_operators
+    from undiffuse.tasks.restore.bench_words import operator_text, split_operators
     from undiffuse.training.folder import make_folder
 
     output = Output(json)
     counts = _numbers(steps)
     words = split_operators(operators)
+    for word in words:
+        operator_text(word)  # refuses before the model is read
     prior, clean, name = _load(model, data, limit, seed, device, output)
     built, std = _build(words, prior, clean, seed, noise_std)
     folder = make_folder(out or Path("bench-restore") / safe_name(name))

@@ -149,7 +149,7 @@ def _measure(x: Tensor, operator: Any, law: NoiseModel, number: int, seed: int, 
     from undiffuse.operators import Measurement
 
     with torch.no_grad():
-        y = law.sample(operator(x[None]), KeyedNoise(seed, [number]))
+        y = operator.measured(law.sample(operator(x[None]), KeyedNoise(seed, [number])))
     return Measurement(y, operator, law, about)
 
 
@@ -183,33 +183,20 @@ def _find(paths: list[Path]) -> list[Source]:
     """
     import numpy as np
 
-    from undiffuse.errors import DataError
+    from undiffuse.cli.files import different, find_files
     from undiffuse.images.read import PICTURE_SUFFIXES
 
     found: list[Source] = []
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"there is no file or folder {path}.")
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        files = [file for file in inside if file.suffix.lower() in PICTURE_SUFFIXES | {".npy"} or not path.is_dir()]
-        if not files:
-            raise DataError(f"the folder {path} has no pictures and no .npy arrays.")
-        for file in files:
-            name = str(file.relative_to(path).with_suffix("")) if path.is_dir() else file.stem
-            count = 0
-            if file.suffix.lower() == ".npy":
-                array = np.load(file, mmap_mode="r", allow_pickle=False)
-                count = array.shape[0] if array.ndim == 4 else 0
-            found.extend(Source(file, f"{name}-{row:05d}", row) for row in range(count))
-            if not count:
-                found.append(Source(file, name))
-    seen: dict[str, int] = {}
-    named = []
-    for source in found:
-        seen[source.name] = seen.get(source.name, 0) + 1
-        again = f"-{seen[source.name]}" if seen[source.name] > 1 else ""
-        named.append(Source(source.path, source.name + again, source.row))
-    return named
+    for file, name in find_files(paths, PICTURE_SUFFIXES | {".npy"}, "pictures and no .npy arrays"):
+        count = 0
+        if file.suffix.lower() == ".npy":
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            count = array.shape[0] if array.ndim == 4 else 0
+        found.extend(Source(file, f"{name}-{row:05d}", row) for row in range(count))
+        if not count:
+            found.append(Source(file, name))
+    names = different([source.name for source in found])
+    return [Source(source.path, name, source.row) for source, name in zip(found, names, strict=True)]
 
 
 def _read(source: Source, channels: str, bounds: tuple[float, float] | None) -> tuple[Tensor, tuple[float, float]]:

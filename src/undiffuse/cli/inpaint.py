@@ -74,7 +74,7 @@ def inpaint(
     """Fill what is missing of a text, a row of a table or a picture: whatever is known, without training for it.
 
     Exact for models of masks (corruption=absorbing). Models of other noise are asked several times per step
-    (--resample), which is near to exact. Continuous models of pictures: undiffuse restore --operator inpaint.
+    (--resample), which is near to exact. Continuous models of pictures: undiffuse restore --mask.
     """
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model

@@ -27,6 +27,7 @@ Examples:
 `undiffuse degrade` makes measurements to try; `undiffuse solvers --restore` lists the methods.
 """
 _FACTORS = range(2, 17)
+_MEASURED = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
 
 def restore(
     model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or measurements (.safetensors) of degrade.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, measurements (.safetensors) of degrade, or folders.")],
     operator: Annotated[
         str | None,
         typer.Option(help='What was done to the pictures, as in "blur:gaussian,sigma=2".', show_default=False),
@@ -93,7 +94,12 @@ def restore(
     law = _noise(noise_std, noise)
     options = _options(option or [])
     found = find_model(model, device)
-    jobs = [_job(path, found.model, operator, mask, invert_mask, law) for path in images]
+    jobs = [_job(path, name, found.model, operator, mask, invert_mask, law) for path, name in _find(images)]
+    if drawn := _drawn(operator):
+        output.warn(
+            f"{drawn} is drawn at random, here as `undiffuse degrade --seed 0` draws it; if it was drawn otherwise, "
+            "give the .safetensors file that degrade wrote, or the mask by --mask."
+        )
     settings: dict[str, Any] = {"samples": samples, "steps": steps, "budget": budget, "t_start": start, "tile": tile}
     settings |= {"batch_size": batch_size, "seed": seed, "options": options, "method": method}
     sections, items = [], []
@@ -160,8 +166,25 @@ def _options(words: list[str]) -> dict[str, Any]:
     return found
 
 
+def _find(paths: list[Path]) -> list[tuple[Path, str]]:
+    """Return the files to restore with names; of a folder with measurements those alone, not the pictures of them.
+
+    Raises:
+        DataError: A path is missing, or a folder has nothing to restore.
+    """
+    from undiffuse.cli.files import different, find_files
+    from undiffuse.images.read import PICTURE_SUFFIXES
+
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        inside = find_files([path], PICTURE_SUFFIXES | {_MEASURED}, "pictures and no measurements")
+        measured = [entry for entry in inside if entry[0].suffix.lower() == _MEASURED]
+        found += measured or inside
+    return list(zip([file for file, _ in found], different([name for _, name in found]), strict=True))
+
+
 def _job(
-    path: Path, model: Model, operator: str | None, mask: Path | None, invert: bool, law: NoiseModel | None
+    path: Path, name: str, model: Model, operator: str | None, mask: Path | None, invert: bool, law: NoiseModel | None
 ) -> Job:
     """Read one picture or measurement.
 
@@ -169,24 +192,34 @@ def _job(
         DataError: It cannot be read.
         ValueError: It does not fit the model, or what was done to it was not said or said twice.
     """
-    from undiffuse.operators import Measurement, NoNoise
+    from undiffuse.operators import Identity, Measurement, NoNoise
 
     if model.spec.kind != "image":
         raise ValueError(
             f"this command restores pictures and the model makes {model.spec.kind} data; use undiffuse.restore in "
             "Python, or for tokens `undiffuse inpaint`."
         )
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == _MEASURED:
         if operator is not None or mask is not None:
             raise ValueError(f"{path} says itself how it was measured; leave --operator and --mask out.")
         measured = Measurement.load(path)
-        return Job(path.stem, measured.y, measured.operator, measured.noise if law is None else law)
+        return Job(name, measured.y, measured.operator, measured.noise if law is None else law)
     if operator is None and mask is None:
         raise ValueError(
             "say what was done to the picture: --mask FILE, or --operator; see undiffuse degrade --operators."
         )
     y, fitting = _picture(path, model, operator, mask, invert)
-    return Job(path.stem, y, fitting, law or NoNoise())
+    if isinstance(fitting, Identity) and (law is None or isinstance(law, NoNoise)):
+        raise ValueError("denoise without noise leaves the picture as it is; say how noisy it is: --noise-std 0.05.")
+    return Job(name, y, fitting, law or NoNoise())
+
+
+def _drawn(text: str | None) -> str:
+    """Return the part of an operator's text that is drawn at random; "" where none is."""
+    from undiffuse.operators.parse import find_facts
+
+    parts = [] if text is None else text.replace("&", "|").split("|")
+    return next((part.strip() for part in parts if find_facts(part)[1].has("random")), "")
 
 
 def _picture(path: Path, model: Model, text: str | None, mask: Path | None, invert: bool) -> tuple[Tensor, Operator]:
@@ -283,11 +316,11 @@ def _write(result: RestoreResult, job: Job, out: Path) -> tuple[Any, dict[str, A
     from undiffuse.operators.view import pictures_of
     from undiffuse.report.restoration import restoration_section, strip, uncertainty
 
-    out.mkdir(parents=True, exist_ok=True)
     shown = pictures_of(job.operator, job.y[0])
     before = shown[0] if shown else None
     made = {"operator": job.operator.describe(), "method": result.method}
     files = {name: out / f"{job.name}-{name}.png" for name in ("mean", "std", "samples", "strip")}
+    files["mean"].parent.mkdir(parents=True, exist_ok=True)
     write_image(files["mean"], image_grid(result.mean[:1].float(), pad=0, scale=1), made)
     write_image(files["std"], image_grid(uncertainty(result)[None], pad=0, scale=1), made)
     write_image(files["samples"], image_grid(result.samples[:, 0].float(), scale=1), made)
@@ -311,4 +344,6 @@ def _report(sections: list[Any], name: str, out: Path, items: list[dict[str, Any
     from undiffuse.training.folder import write_text
 
     write_text(out / "result.json", json.dumps({"model": name, "settings": settings, "items": items}, indent=1) + "\n")
-    return Report(f"Restored by {name}", f"{len(items)} pictures", sections).write(out / "restored.html")
+    return Report(f"Restored by {name}", f"{len(items)} picture{'s' if len(items) != 1 else ''}", sections).write(
+        out / "restored.html"
+    )

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+PURITY = "purity"
+"""Name among the extras of a categorical posterior of how sure it is of each token, (B, ...), for solvers that mind."""
+
 
 @dataclass(frozen=True)
 class _Fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -85,9 +86,22 @@ class Tiled(Wrapper):
         count = len(group)
         rows = torch.cat([x[self._slice(place)] for place in group])
         times = t.repeat(count, *[1] * (t.ndim - 1)) if isinstance(t, Tensor) else t
-        index = torch.arange(len(x), device=x.device).repeat(count)
-        conds = cond if cond is None or cond.batch is None else cond.take(index)
-        return cast(Posterior, self.denoiser(rows, times, conds))
+        return cast(Posterior, self.denoiser(rows, times, None if cond is None else self._cut(cond, x, group)))
+
+    def _cut(self, cond: Embedded, x: Tensor, group: Places) -> Embedded:
+        """Return the conditions of some tiles of all rows: what lies on the data's grid is cut as the state is."""
+        size = tuple(x.shape[-len(self.tile) :])
+        held = {"maps": cond.maps, "estimate": cond.estimate}
+        on_grid = {
+            name: value
+            for name, value in held.items()
+            if value is not None and tuple(value.shape[-len(self.tile) :]) == size
+        }
+        rest = replace(cond, parts=(), **dict.fromkeys(on_grid))
+        index = torch.arange(len(x), device=x.device).repeat(len(group))
+        rest = rest if rest.batch is None else rest.take(index)
+        cut = {name: torch.cat([value[self._slice(place)] for place in group]) for name, value in on_grid.items()}
+        return replace(rest, **cut, parts=tuple(self._cut(part, x, group) for part in cond.parts))
 
     def _slice(self, place: tuple[int, ...]) -> tuple[Any, ...]:
         return (..., *(slice(start, start + part) for start, part in zip(place, self.tile, strict=True)))

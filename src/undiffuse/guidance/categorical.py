@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.denoisers.posterior import AnyPosterior, CategoricalPosterior
-from undiffuse.guidance.temperature import LogitsWrapper
+from undiffuse.denoisers.posterior import PURITY, AnyPosterior, CategoricalPosterior
+from undiffuse.guidance.temperature import LogitsWrapper, TokenWrapper
 from undiffuse.networks.embedded import Embedded
 from undiffuse.process.times import Time
-
-PURITY = "purity"
-"""Name among a posterior's extras under which `Sharpen` leaves the purity of the answer that it was given, (B, ...)."""
 
 
 class Truncate(LogitsWrapper):
@@ -53,7 +50,7 @@ class Truncate(LogitsWrapper):
         return logits.masked_fill(~kept, -torch.inf).log_softmax(-1)
 
 
-class Sharpen(LogitsWrapper):
+class Sharpen(TokenWrapper):
     """Draws masked tokens from p^(1 + strength purity), normalised: the class rule of the purity prior.
 
     The purity of a token is its largest probability, divided by the largest one among the masks of its item. Known and
@@ -90,7 +87,3 @@ class Sharpen(LogitsWrapper):
         power = torch.where(masks, 1.0 + self.strength * purity, 1.0)[..., None].to(post.logits.dtype)
         sharp = (post.logits.log_softmax(-1) * power).log_softmax(-1)
         return noted.replace(logits=torch.where(masks[..., None], sharp, post.logits))
-
-    def reshape(self, logits: Tensor) -> Tensor:
-        """Not used: which tokens are masked matters too."""
-        raise NotImplementedError

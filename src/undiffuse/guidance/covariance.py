@@ -14,12 +14,11 @@ from torch import Tensor
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.linearised import Linearised
 from undiffuse.denoisers.posterior import AnyPosterior, Posterior
-from undiffuse.guidance.krylov import gmres
 from undiffuse.guidance.measurement import Informed, MeasurementWrapper
 from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.base import LinearOperator
-from undiffuse.operators.krylov import conjugate_gradient
+from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.process.gaussian import fit
 from undiffuse.process.times import Time
 

@@ -18,8 +18,8 @@ from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.times import Time
 
 
-class LogitsWrapper(Wrapper):
-    """Base of wrappers that change the logits of each token by themselves; give `reshape`.
+class TokenWrapper(Wrapper):
+    """Base of wrappers that change the laws of tokens.
 
     Wrap the guided denoiser: what guidance adds is then part of what is changed.
 
@@ -35,6 +35,10 @@ class LogitsWrapper(Wrapper):
                 f"{type(self).__name__} changes laws of tokens; this model's data are continuous. Omit it."
             )
         super().__init__(denoiser)
+
+
+class LogitsWrapper(TokenWrapper):
+    """Base of wrappers that change the logits of each token by themselves; give `reshape`."""
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
         """Change the answer's logits."""

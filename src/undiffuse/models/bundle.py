@@ -24,7 +24,6 @@ from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.errors import CheckpointError
 from undiffuse.files import write_whole
 from undiffuse.models.description import denoiser_from_json, denoiser_to_json
-from undiffuse.models.pipelines import INDEX, load_pipeline
 from undiffuse.spec import DataSpec
 from undiffuse.words import did_you_mean
 
@@ -76,7 +75,8 @@ def load(name: str | Path, *, check: bool = False, **options: Any) -> Model:
 
 def _load(name: str | Path, options: dict[str, Any]) -> Model:
     from undiffuse.models.model import Model
-    from undiffuse.pretrained.loading import fetch, hub_id, is_bare
+    from undiffuse.pretrained.loading import fetch, hub_id, is_diffusers_folder, load_diffusers
+    from undiffuse.pretrained.options import PretrainedOptions
 
     if str(name) in BUILTIN and not (Path(name) / _CONFIG).is_file():  # a model folder of that name goes first
         with resources.as_file(resources.files("undiffuse") / "builtin" / str(name)) as folder:
@@ -84,8 +84,8 @@ def _load(name: str | Path, options: dict[str, Any]) -> Model:
     folder = Path(name)
     if not folder.exists() and (on_hub := hub_id(str(name))) is not None:
         folder = fetch(on_hub)
-    if (folder / INDEX).is_file() or is_bare(folder):
-        return load_pipeline(folder, **options)
+    if is_diffusers_folder(folder):
+        return load_diffusers(folder, PretrainedOptions(**options))
     if options:
         raise ValueError(f"{next(iter(options))} is an option of pretrained pipelines; {name} is none. Leave it out.")
     _check_folder(folder)
@@ -230,7 +230,7 @@ def _check_folder(folder: Path) -> None:
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds {_WEIGHTS} and {_CONFIG}.")
-    if (folder / INDEX).is_file():
+    if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is a diffusers pipeline, which is loaded as it is; nothing in it is changed.")
     if not (folder / _CONFIG).is_file():
         raise CheckpointError(f"{folder} holds no {_CONFIG}; a training run writes it with its first checkpoint.")

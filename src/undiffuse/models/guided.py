@@ -156,7 +156,8 @@ def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[Guid
     A default scale holds where there is something to guide by.
 
     Raises:
-        ValueError: A negative condition, a weaker model or a classifier that does nothing or does not fit.
+        ValueError: A negative condition, a weaker model, a classifier, an interval or a rescaling that does nothing or
+            does not fit.
     """
     defaults, scale = model.defaults, asked.get("guidance")
     negative, autoguide = asked.get("negative"), asked.get("autoguide")
@@ -166,6 +167,9 @@ def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[Guid
         scale = defaults.get("guidance", 1.0) if by else 1.0
     if references and scale == 1:
         raise ValueError("negative and autoguide need a scale other than 1, at which they do nothing; add guidance=2.")
+    for name in ("guidance_interval", "guidance_rescale"):
+        if asked.get(name) and asked.get("guidance") is None and scale == 1:
+            raise ValueError(f"{name}={asked.get(name)} says how to guide, but nothing is guided; add guidance=2.")
     interval = asked.get("guidance_interval") or defaults.get("guidance_interval")
     rescale, truncation, purity = asked.get("guidance_rescale"), asked.get("truncation"), asked.get("purity")
     return Guided(

@@ -13,12 +13,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from undiffuse._lazy import resolve
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.krylov import conjugate_gradient, largest_eigenvalue
 from undiffuse.spec import DataSpec
@@ -98,6 +98,15 @@ class Operator:
     def to_items(self, y: Tensor) -> Tensor:
         """Return y on the grid of items (B, *in_shape): as it is where it fits, else `guess`."""
         return y if self.out_shape == self.in_shape else self.guess(y)
+
+    def known(self, like: Tensor) -> Tensor | None:
+        """Return which numbers of y say anything, bool and broadcasting with `like` (B, *out_shape); None: all do."""
+        return None
+
+    def measured(self, y: Tensor) -> Tensor:
+        """Return y with zeros where nothing is measured, such as behind a mask: noise has no place there."""
+        seen = self.known(y)
+        return y if seen is None else torch.where(seen, y, 0.0)
 
     def as_linear(self, y: Tensor) -> tuple[LinearOperator, Tensor] | None:
         """Return a linear operator and a measurement that say the same as this one and y, or None where none do."""
@@ -180,8 +189,7 @@ class Operator:
         kind = fields.get("kind")
         if kind not in KINDS:
             raise ValueError(f"operator kind {kind!r} is unknown to this version, which knows {', '.join(KINDS)}.")
-        module, _, name = KINDS[kind].partition(":")
-        built = getattr(import_module(module), name)
+        built = resolve(KINDS[kind])
         shape = tuple(fields["in_shape"])
         parts = [
             Operator.from_json(part, {key[2:]: value for key, value in tensors.items() if key.startswith(f"{number}.")})

@@ -38,6 +38,10 @@ class Chain(Operator):
             y = part.pinv(y)
         return y
 
+    def known(self, like: Tensor) -> Tensor | None:
+        """Return what the last part measures."""
+        return self.parts[-1].known(like)
+
     def label(self) -> str:
         """Return its parts, first to last."""
         return " | ".join(part.label() for part in self.parts)
@@ -63,6 +67,7 @@ class LinearChain(LinearOperator):
             y = part.adjoint(y)
         return y
 
+    known = Chain.known
     label = Chain.label
 
 
@@ -82,6 +87,16 @@ class Stack(Operator):
     def split(self, y: Tensor) -> list[Tensor]:
         """Return the measurement of each part, (B, *its out_shape)."""
         return split(self, y)
+
+    def known(self, like: Tensor) -> Tensor | None:
+        """Return what the parts measure, one after the other."""
+        found = [(part.known(piece), piece) for part, piece in zip(self.parts, self.split(like), strict=True)]
+        if all(seen is None for seen, _ in found):
+            return None
+        every = [
+            torch.ones_like(piece, dtype=torch.bool) if seen is None else seen.expand_as(piece) for seen, piece in found
+        ]
+        return torch.cat([seen.flatten(1) for seen in every], 1)
 
     def label(self) -> str:
         """Return its parts."""
@@ -109,6 +124,7 @@ class LinearStack(LinearOperator):
         """Return the measurement of each part, (B, *its out_shape)."""
         return split(self, y)
 
+    known = Stack.known
     label = Stack.label
 
 
@@ -139,6 +155,10 @@ class Scaled(SVDOperator):
     def singulars(self, like: Tensor | None = None) -> Tensor:
         return abs(self.factor) * self.parts[0].singulars(like)
 
+    def known(self, like: Tensor) -> Tensor | None:
+        """Return what its part measures."""
+        return self.parts[0].known(like)
+
     def label(self) -> str:
         """Return the factor and its part."""
         return f"{self.factor:g} * {self.parts[0].label()}"
@@ -165,6 +185,11 @@ class PerFrame(Operator):
         """Return the pseudo-inverse of every frame."""
         return _unfold(self.parts[0].pinv(y.flatten(0, 1)), y)
 
+    def known(self, like: Tensor) -> Tensor | None:
+        """Return what is measured of every frame."""
+        seen = self.parts[0].known(like.flatten(0, 1))
+        return seen[None] if seen is not None and seen.ndim == like.ndim - 1 else seen
+
     def label(self) -> str:
         """Return its part."""
         return f"per frame: {self.parts[0].label()}"
@@ -188,6 +213,7 @@ class LinearPerFrame(LinearOperator):
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return _unfold(self.parts[0].adjoint(y.flatten(0, 1)), y)
 
+    known = PerFrame.known
     label = PerFrame.label
 
 
@@ -222,6 +248,7 @@ class SVDPerFrame(SVDOperator):
     def singulars(self, like: Tensor | None = None) -> Tensor:
         return self.parts[0].singulars(like)[:, None]
 
+    known = PerFrame.known
     label = PerFrame.label
 
 

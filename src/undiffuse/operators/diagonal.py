@@ -67,6 +67,10 @@ class Diagonal(SVDOperator):
     def apply_adjoint(self, y: Tensor) -> Tensor:
         return self._get("weights", y) * y
 
+    def known(self, like: Tensor) -> Tensor:
+        """Return where the weights are positive."""
+        return self.singulars(like) > 0
+
     def singulars(self, like: Tensor | None = None) -> Tensor:
         weights = self._tensors["weights"] if like is None else self._get("weights", like)
         return weights.view(*[1] * (1 + len(self.in_shape) - weights.ndim), *weights.shape)

@@ -65,6 +65,10 @@ class MRI(LinearOperator):
         picture = (self._get("coils", y).conj() * pictures).sum(1)
         return torch.stack((picture.real, picture.imag), 1)[:, : self.in_shape[0]]
 
+    def known(self, like: Tensor) -> Tensor:
+        """Return the points of k-space that are sampled."""
+        return self._get("mask", like) > 0
+
     def label(self) -> str:
         """Return its coils and the share of k-space."""
         return f"mri({self.out_shape[0]} coils, {float(self.mask.mean()):.0%} of k-space)"
@@ -108,6 +112,10 @@ class SingleCoilMRI(SVDOperator):
     def singulars(self, like: Tensor | None = None) -> Tensor:
         mask = self.mask if like is None else self._get("mask", like)
         return mask if mask.ndim == 5 else mask.view(1, 1, 1, *mask.shape)
+
+    def known(self, like: Tensor) -> Tensor:
+        """Return the points of k-space that are sampled."""
+        return self._get("mask", like) > 0
 
     def label(self) -> str:
         """Return the share of k-space."""

@@ -10,13 +10,13 @@ The names and options are those of `catalogue`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from undiffuse._lazy import resolve
 from undiffuse.operators.base import Operator, Shape
 from undiffuse.operators.catalogue import NOISES, OPERATORS, OperatorFacts, Option
 from undiffuse.operators.compose import chain, per_frame, stack
@@ -85,7 +85,7 @@ def parse_noise(text: str, spec: DataSpec | None = None, *, units: str = "image"
     values = {key: values.get(key, option.default) for key, option in facts.options.items()}
     if units == "image":
         values = {key: value * _units(spec) if key in facts.image else value for key, value in values.items()}
-    return _resolve(facts.location)(**values)  # type: ignore[no-any-return]
+    return resolve(facts.location)(**values)  # type: ignore[no-any-return]
 
 
 def noise_from_json(fields: Mapping[str, Any]) -> NoiseModel:
@@ -93,7 +93,7 @@ def noise_from_json(fields: Mapping[str, Any]) -> NoiseModel:
     name = str(fields["name"])
     if name not in NOISES:
         raise ValueError(f"noise {name!r} is unknown to this version, which knows {', '.join(NOISES)}.")
-    return _resolve(NOISES[name].location)(**{key: value for key, value in fields.items() if key != "name"})  # type: ignore[no-any-return]
+    return resolve(NOISES[name].location)(**{key: value for key, value in fields.items() if key != "name"})  # type: ignore[no-any-return]
 
 
 def find_facts(text: str) -> tuple[str, OperatorFacts, list[str]]:
@@ -126,7 +126,7 @@ def _build(
             raise ValueError(f"operator {name!r} needs {key}: {option.help}, as {name}:{key}=FILE.")
     if items is not None and facts.has("per-image") and not video:
         values["items"] = list(items)
-    make = _resolve(facts.location)
+    make = resolve(facts.location)
     if video and not facts.has("video"):
         return per_frame(make(shape[1:], seed=seed, **values), shape[0])
     return make(shape, seed=seed, **values)  # type: ignore[no-any-return]
@@ -212,8 +212,3 @@ def _units(spec: DataSpec | None) -> float:
     if spec is None or spec.range is not None:
         return 2.0
     return len(spec.std) / sum(spec.std) if spec.std else 1.0
-
-
-def _resolve(location: str) -> Any:
-    module, _, name = location.partition(":")
-    return getattr(import_module(module), name)

@@ -25,7 +25,6 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.registry import make_schedule
 from undiffuse.report.measures import Measure
 from undiffuse.spec import DataSpec
-from undiffuse.tasks.restore.bench import measured_part
 from undiffuse.tasks.restore.exact import dense
 from undiffuse.tasks.restore.run import restore
 
@@ -87,7 +86,7 @@ def scan(prior: GaussianDenoiser, test: Tensor, acceleration: int, seed: int, fe
     assert isinstance(operator, LinearOperator)
     y = operator(test)
     z = KeyedNoise(seed, range(len(test))).normal("measure", 0, tuple(y.shape[1:]), torch.float64)
-    y = y + _NOISE * measured_part(operator, z)
+    y = y + _NOISE * operator.measured(z)
     answer, variance = gaussian_answer(prior, operator, y)
     error = (answer - test).abs()
     both = torch.stack([error.mean(0).flatten(), variance.sqrt().flatten()])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.guidance.categorical import PURITY
+from undiffuse.denoisers.posterior import PURITY
 from undiffuse.process.categorical import CategoricalProcess
 
 Rule = Literal["random", "purity", "greedy"]

@@ -19,17 +19,21 @@ from undiffuse.models.scheduled import SCHEDULER
 from undiffuse.pretrained.consistency import ConsistencyMap, read_consistency
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
 from undiffuse.pretrained.families import BARE, FAMILIES, Family, classes_of, labels_of
+from undiffuse.pretrained.files import read_json
 from undiffuse.pretrained.network import DiffusersNetwork
 from undiffuse.pretrained.options import PretrainedOptions
 from undiffuse.pretrained.readers import Reader
 from undiffuse.pretrained.refusals import check_code, check_known, check_pickles
+from undiffuse.pretrained.vq_diffusion import load_vq_diffusion
 from undiffuse.spec import DataSpec
 
 if TYPE_CHECKING:
     from undiffuse.codecs.pretrained import PretrainedCodec
     from undiffuse.models.model import Model
 
-_INDEX, _CONFIG, _SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
+INDEX = "model_index.json"
+_CONFIG, _SCHEDULE = "config.json", "scheduler_config.json"
+_VQ_DIFFUSION = "VQDiffusionPipeline"
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _HUB = re.compile(r"(hf://?)?([\w.-]+/[\w.-]+)")  # one slash where it went through a Path
 
@@ -54,7 +58,12 @@ def is_bare(folder: Path) -> bool:
 def is_diffusers(name: str) -> bool:
     """Whether a name means a pipeline or network of diffusers: a folder of one, or a hub id."""
     folder = Path(name)
-    return (folder / _INDEX).is_file() or is_bare(folder) or (not folder.exists() and hub_id(name) is not None)
+    return is_diffusers_folder(folder) or (not folder.exists() and hub_id(name) is not None)
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Whether a folder holds a pipeline or network of diffusers."""
+    return (folder / INDEX).is_file() or is_bare(folder)
 
 
 def fetch(name: str) -> Path:
@@ -80,30 +89,20 @@ def load_diffusers(folder: Path, options: PretrainedOptions) -> Model:
     Raises:
         CheckpointError: An unknown class, a missing part, a pickle, foreign code, or diffusers or peft is not there.
     """
-    if (folder / _INDEX).is_file():
-        return _load_pipeline(folder, read_json(folder / _INDEX), options)
+    if (folder / INDEX).is_file():
+        return _load_pipeline(folder, read_json(folder / INDEX), options)
     return _load_bare(folder, options)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: It is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the model again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object; copy the model again.")
-    return found
 
 
 def _load_pipeline(folder: Path, index: dict[str, Any], options: PretrainedOptions) -> Model:
     name = index.get("_class_name")
     check_code(folder, index)
-    check_known(folder, "pipeline", name, [*FAMILIES, "VQDiffusionPipeline"])
+    check_known(folder, "pipeline", name, [*FAMILIES, _VQ_DIFFUSION])
+    if name == _VQ_DIFFUSION:
+        if options != PretrainedOptions():
+            raise ValueError(f"{folder} is a {name}, which takes no options; leave them out.")
+        with _explained(folder):
+            return load_vq_diffusion(folder)
     family = FAMILIES[str(name)]
     parts = [part for part, what in index.items() if isinstance(what, list) and what[0] is not None]
     check_pickles(folder, [part for part in parts if part not in _UNUSED])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
+from undiffuse._lazy import resolve
 from undiffuse.process.schedules import Schedule
 from undiffuse.words import did_you_mean
 
@@ -37,9 +37,8 @@ def make_schedule(name: str, **options: Any) -> Schedule:
     if name not in SCHEDULES:
         near = did_you_mean(name, SCHEDULES)
         raise ValueError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}.{near}")
-    module, attribute = SCHEDULES[name].split(":")
     try:
-        return getattr(import_module(module), attribute)(**options)
+        return resolve(SCHEDULES[name])(**options)
     except TypeError as error:
         raise ValueError(f"schedule {name!r} does not take these options: {error}.") from error
 

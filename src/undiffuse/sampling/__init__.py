@@ -35,7 +35,6 @@ __getattr__, __dir__, __all__ = lazy(
         "SampleResult": "undiffuse.sampling.loop:SampleResult",
         "Solver": "undiffuse.sampling.solver:Solver",
         "TokenBudget": "undiffuse.sampling.token_budget:TokenBudget",
-        "Travelling": "undiffuse.sampling.travel:Travelling",
         "UniPC": "undiffuse.sampling.unipc:UniPC",
         "fast_grid": "undiffuse.sampling.singlestep:fast_grid",
         "from_diffusers": "undiffuse.sampling.diffusers_setup:from_diffusers",

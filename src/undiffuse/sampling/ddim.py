@@ -24,8 +24,8 @@ class DDIM(AffineSolver):
 
     Args:
         eta: Share of fresh noise, 0 (deterministic) to 1 (the DDPM posterior; also "Euler ancestral", in any frame).
-        rule: "ddim"; "mixed": n = eta sigma_s whatever the step, as the codes of DDRM and DDNM have it; or "increments",
-            which at eta = 1 is ResShift's.
+        rule: "ddim"; "mixed": n = eta sigma_s whatever the step, as the codes of DDRM and DDNM have it; or
+            "increments", which at eta = 1 is ResShift's.
         path: Take the noise from one Brownian path, the same for every number of steps; see `sampling.brownian`.
 
     Raises:
@@ -42,7 +42,7 @@ class DDIM(AffineSolver):
         check_path(self.path, self.stochastic)
         if self.rule not in ("ddim", "mixed", "increments") or (self.path and self.rule != "ddim"):
             raise ValueError(
-                f"rule={self.rule!r} is unknown or has no path; choose 'ddim', or 'mixed' or 'increments' without a path."
+                f"rule={self.rule!r} is unknown or has no path; choose 'ddim', or 'mixed' or 'increments' without one."
             )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} is outside [0, 1]; 0 is deterministic, 1 the DDPM posterior.")

@@ -237,8 +237,8 @@ def _walk(
         if isinstance(entry, Renoise):
             assert z is not None
             x, memory = entry.apply(x, z), NOTHING
-            if entry.closes:  # the step before is taken back, and the next begins where it began
-                states, opened = states[:-1] if keep else states, False
+            if entry.undoes:  # steps are taken back, and the next begins where the first of them began
+                states, opened = states[: -entry.undoes] if keep else states, False
             continue
         if not solver.idle(entry, x):
             post = answers(x, entry.t)

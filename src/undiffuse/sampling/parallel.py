@@ -62,7 +62,7 @@ def check_parallel(
         raise PlanError(f"{name} walks tokens, whose states cannot be summed up over time; {ask}.")
     if isinstance(plan, OpenPlan) or solver.draws_times:
         raise PlanError(f"{name} chooses its times on the way, so that later steps are not known; {ask}.")
-    if any(isinstance(entry, Renoise) and entry.closes for entry in plan.entries):
+    if any(isinstance(entry, Renoise) and entry.undoes for entry in plan.entries):
         raise PlanError(f"{name} takes steps back, so that a time has several states; {ask}.")
     if denoiser.self_conditioned:
         raise PlanError(f"a self-conditioned denoiser needs its answer of the step before; {ask}.")

@@ -66,7 +66,7 @@ class Renoise:
     """Going up: x = scale * x + std * z takes the state from `t` to `s` >= t, and memory is cleared.
 
     Args:
-        closes: Whether a whole step is taken back, so that the next one begins like any other (`resampling`).
+        undoes: How many whole steps are taken back, so that the next one begins like any other (`resampling`).
     """
 
     step: int
@@ -74,7 +74,7 @@ class Renoise:
     s: Time
     scale: Coefficient
     std: Coefficient
-    closes: bool = False
+    undoes: int = 0
 
     def apply(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the state at `s`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from undiffuse._lazy import resolve
 from undiffuse.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def make_solver(name: str, **options: Any) -> Solver:
         near = did_you_mean(name, SOLVERS)
         raise ValueError(f"solver {name!r} is unknown; `undiffuse solvers` lists them all.{near}")
     location, preset = SOLVERS[name]
-    module, attribute = location.split(":")
     try:
-        return getattr(import_module(module), attribute)(**{**preset, **options})
+        return resolve(location)(**{**preset, **options})
     except TypeError as error:
         raise ValueError(f"solver {name!r} does not take these options: {error}.") from error

@@ -1,15 +1,17 @@
-r"""Resampling (RePaint): take every step several times, going back up in between.
+r"""Resampling (RePaint), or time travel: take every step several times, going back up in between.
 
 A constraint that overwrites known elements at the noise level of the step (`constraints.Replacement`) tells the rest
 too little: the rest was drawn before it saw the values that it is now put beside. Going back up, q(x_t | x_s), and
 stepping down again lets the rest follow. The bias falls with the number of passes and not with the number of steps.
 
 Source: Lugmayr et al. 2022, "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", algorithm 1,
-    arXiv:2201.09865, for Gaussian processes; the same for tokens.
+    arXiv:2201.09865, for Gaussian processes; the same for tokens. Groups of steps: section 4.2 there, and Wang et al.
+    2022, "DDNM", arXiv:2212.00490, section 3.3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +21,6 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.times import Time
 from undiffuse.sampling.plan import Coefficient, Plan, Renoise, Stage, split_steps
 from undiffuse.sampling.solver import Memory, Solver
 
@@ -39,24 +40,30 @@ class RenoiseTokens(Renoise):
 
 @dataclass(frozen=True, kw_only=True)
 class Resampled(Solver):
-    """Any solver on a grid, with each step but the last taken `passes` times.
+    """Any solver on a grid, with each group of `jump` steps but the last taken `passes` times.
 
-    Costs passes * (steps - 1) + 1 times the evaluations of a step. Constraints enter and leave in every pass. Entries
-    of the plan are numbered anew, so that each pass has noise of its own.
+    With jump 1 it costs passes * (steps - 1) + 1 times the evaluations of a step. Constraints enter and leave in every
+    pass. Entries of the plan are numbered anew, so that each pass has noise of its own.
 
     Args:
         solver: The rule of a step.
-        passes: How often a step is taken; 1 is the solver itself.
+        passes: How often a group is gone through; 1 is the solver itself.
+        jump: Steps per group.
+        last: Whether the group that ends with clean data is repeated as well.
 
     Raises:
-        ValueError: `passes` is below 1.
+        ValueError: `passes` or `jump` is below 1.
         PlanError: The solver draws its own times, or its noise is that of one path, which has a value at each time.
     """
 
     solver: Solver
     passes: int = 8
+    jump: int = 1
+    last: bool = False
 
     def __post_init__(self) -> None:
+        if self.jump < 1:
+            raise ValueError(f"jump={self.jump} must be at least 1, which goes back step by step.")
         if self.passes < 1:
             raise ValueError(f"resample={self.passes} must be at least 1, which is every step once.")
         name = type(self.solver).__name__
@@ -101,7 +108,7 @@ class Resampled(Solver):
         """Draw what the solver needs; going up with tokens one uniform each, else a normal."""
         if isinstance(entry, RenoiseTokens):
             return noise.uniform("step", entry.step, tuple(x.shape[1:]))
-        if isinstance(entry, Renoise) and entry.closes:
+        if isinstance(entry, Renoise) and entry.undoes:
             return noise.normal("step", entry.step, tuple(x.shape[1:]), x.dtype)
         return self.solver.draw(entry, x, noise)
 
@@ -117,19 +124,25 @@ class Resampled(Solver):
         entries: list[Stage | Renoise] = []
         number = 0
         steps = split_steps(plan.entries)
-        for at, step in enumerate(steps):
-            for again in range(self.passes if at < len(steps) - 1 else 1):
+        for low in range(0, len(steps), self.jump):
+            group = steps[low : low + self.jump]
+            ends = low + self.jump >= len(steps)
+            for again in range(1 if ends and not self.last else self.passes):
                 if again:
-                    entries.append(_way_up(process, step[-1].s, step[0].t, number))
+                    entries.append(_way_up(process, group, number))
                     number += 1
-                entries += [replace(entry, step=number) for entry in step]
-                number += 1
+                for step in group:
+                    entries += [replace(entry, step=number) for entry in step]
+                    number += 1
         return Plan(tuple(entries), plan.grid)
 
 
-def _way_up(process: GaussianProcess | CategoricalProcess, t: Time, s: Time, number: int) -> Renoise:
-    """Return the entry that goes from `t` up to `s` by the forward kernel."""
+def _way_up(
+    process: GaussianProcess | CategoricalProcess, group: Sequence[Sequence[Stage | Renoise]], number: int
+) -> Renoise:
+    """Return the entry that takes the steps of a group back by the forward kernel."""
+    t, s, undoes = group[-1][-1].s, group[0][0].t, len(group)
     if isinstance(process, CategoricalProcess):
-        return RenoiseTokens(step=number, t=t, s=s, process=process, closes=True)
+        return RenoiseTokens(step=number, t=t, s=s, process=process, undoes=undoes)
     scale, std = process.forward_kernel(t, s)
-    return Renoise(step=number, t=t, s=s, scale=scale, std=std, closes=True)
+    return Renoise(step=number, t=t, s=s, scale=scale, std=std, undoes=undoes)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from undiffuse.denoisers.posterior import PURITY
 from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
@@ -27,7 +28,6 @@ from undiffuse.sampling.plan import Plan, Renoise, Stage, row_time
 from undiffuse.sampling.solver import Memory, Solver
 
 Positions = Literal["random", "purity"]
-PURITY = "purity"  # what `undiffuse.guidance.categorical.Sharpen` notes in a posterior's extras
 
 
 @dataclass(kw_only=True)

@@ -194,7 +194,7 @@ def choose_method(
         exact = process.kind == "absorbing"
         method = "clamp" if exact else "replacement"
         why = (
-            "open tokens of an absorbing process are their own condition, so this is exact"
+            "open tokens of an absorbing process are their own condition, so giving them is exact"
             if exact
             else f"tokens of kind {process.kind} may be replaced, so a clean one would not be believed"
         )
@@ -222,7 +222,7 @@ def token_process(model: Model) -> CategoricalProcess:
     through = ", through a codec without a codebook" if model.codec is not None else ""
     raise ValueError(
         f"inpaint completes tokens, and this model is continuous ({model.spec.kind} data{through}); use ud.restore "
-        "with an inpaint operator: undiffuse restore MODEL IMAGE --operator inpaint --mask M.png."
+        "with a mask as the operator: undiffuse restore MODEL IMAGE --mask M.png."
     )
 
 

@@ -57,7 +57,7 @@ class Degradation:
         operator = self.fixed
         if operator is None:
             operator = parse_operator(self.text, self.spec, seed=noise.seed, items=noise.items.tolist()).to(x.device)
-        return operator.to_items(self.noise.sample(operator(x), noise))
+        return operator.to_items(operator.measured(self.noise.sample(operator(x), noise)))
 
 
 class Degrade:

@@ -121,14 +121,14 @@ def refit_codebook(
     old = copy.deepcopy(found).eval().requires_grad_(False).to(devices.device)
     count = size or old.latent.categories
     health: dict[str, Any] = {"device": str(devices.device), "listener": listener}
-    before = codebook_health(old, seen, **health)
-    new, clusters = rebuild(old, data, count, vectors=vectors, seed=seed, listener=listener)
-    rebuilt = codebook_health(new, seen, **health)
-    listener(Message("train", f"rebuilt: {rebuilt}"))
     with ExitStack() as held:
         place = Path(out) if out else Path(held.enter_context(tempfile.TemporaryDirectory()))
         held.enter_context(locked(make_folder(place)))
         _bind(place, old, {"size": count, "steps": steps, "lr": lr, "batch": batch_size, "seed": seed})
+        before = codebook_health(old, seen, **health)
+        new, clusters = rebuild(old, data, count, vectors=vectors, seed=seed, listener=listener)
+        rebuilt = codebook_health(new, seen, **health)
+        listener(Message("train", f"rebuilt: {rebuilt}"))
         tuned = _fine_tune(
             new, data, place, steps, lr, batch_size, options, devices, listener, None if out is None else held_out
         )

@@ -18,7 +18,7 @@ from undiffuse.operators.diagonal import Identity, Mask
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
-from undiffuse.tasks.restore.bench import bench_restore, figures, measure, measured_part
+from undiffuse.tasks.restore.bench import bench_restore, figures, measure
 from undiffuse.tasks.restore.bench_results import EXACT, BenchRow, RestoreBench
 from undiffuse.tasks.restore.bench_words import operator_text, split_operators
 from undiffuse.tasks.restore.exact import exact_posterior
@@ -105,12 +105,6 @@ def test_rows_that_are_there_are_not_computed_again():
     second = bench_restore(model, clean, operators, ["ddrm"], [3, 4], samples=2, before=read, keep=kept.append)
     assert [row.psnr == 99.0 for row in second.rows] == [True, True, False]
     assert len(kept) == 1
-
-
-def test_noise_lies_where_the_operator_measures():
-    z = normals(2, *_SHAPE)
-    torch.testing.assert_close(measured_part(mask(), z), mask()(z))
-    torch.testing.assert_close(measured_part(Identity(_SHAPE), z), z)
 
 
 @pytest.mark.parametrize(

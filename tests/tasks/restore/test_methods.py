@@ -21,9 +21,9 @@ from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.plan import Renoise
 from undiffuse.sampling.pushed import Pushed
-from undiffuse.sampling.travel import Travelling
+from undiffuse.sampling.resampling import Resampled
 from undiffuse.tasks.restore.exact import dense, exact_posterior
-from undiffuse.tasks.restore.pushed import misfit_descent
+from undiffuse.tasks.restore.misfit import misfit_descent
 from undiffuse.tasks.restore.registry import make_restorer
 from undiffuse.tasks.restore.restorer import Problem
 
@@ -140,17 +140,20 @@ def correlated() -> MixtureDenoiser:
 
 def test_time_travel_goes_down_and_up_in_groups() -> None:
     grid = make_grid(VP.schedule, 5, "t")
-    plan = Travelling(solver=DDIM(eta=1.0), jump=2, repeats=3).plan(VP, grid)
+    plan = Resampled(solver=DDIM(eta=1.0), jump=2, passes=3, last=True).plan(VP, grid)
     moves = [(entry.t, entry.s, isinstance(entry, Renoise)) for entry in plan.entries]
     down, up = grid.tolist(), lambda low, high: (down[high], down[low], True)
     group = [(down[0], down[1], False), (down[1], down[2], False)]
     assert moves[:8] == [*group, up(0, 2), *group, up(0, 2), *group]
     assert moves[-5:] == [(down[4], down[5], False), up(4, 5)] * 2 + [(down[4], down[5], False)]
     assert len({entry.step for entry in plan.entries}) == len(plan.entries)  # noise of its own for each
-    once = Travelling(solver=DDIM(eta=1.0), jump=2, repeats=1)
+    once = Resampled(solver=DDIM(eta=1.0), jump=2, passes=1)
     options = {"noise": KeyedNoise(0, range(2)), "shape": (8,), "grid": grid, "dtype": torch.float64}
     plain = sample(correlated(), solver=DDIM(eta=1.0), **options).x
     assert torch.equal(sample(correlated(), solver=once, **options).x, plain)
+    twice = Resampled(solver=DDIM(eta=1.0), jump=2, passes=2, last=True)
+    walked = sample(correlated(), solver=twice, trajectory=True, **options)
+    assert walked.trajectory is not None and len(walked.trajectory) == 6  # one state per time, whatever was undone
 
 
 def test_a_pushed_solver_leaves_frozen_elements() -> None:

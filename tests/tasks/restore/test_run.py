@@ -13,25 +13,32 @@ from tests.oracles.continuous import process_of
 from undiffuse.codecs.options import PCAOptions
 from undiffuse.codecs.pca import PatchPCA
 from undiffuse.denoisers.base import Denoiser
-from undiffuse.denoisers.mixture import GaussianDenoiser
+from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.denoisers.tiled import Tiled
 from undiffuse.events import Advanced, Event, Message, Started
+from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models.model import Model
+from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.blur import gaussian_blur
+from undiffuse.operators.compose import chain
 from undiffuse.operators.diagonal import Identity, Mask
 from undiffuse.operators.jpeg import JPEG
-from undiffuse.operators.noise import PoissonNoise, SaltPepperNoise
+from undiffuse.operators.mri import mri_scan
+from undiffuse.operators.noise import NoiseModel, PoissonNoise, SaltPepperNoise, SpeckleNoise, UniformNoise
 from undiffuse.operators.pointwise import Clip, Quantise
 from undiffuse.operators.separable import Downsample
 from undiffuse.spec import DataSpec
 from undiffuse.tasks.restore.catalogue import FACTS
 from undiffuse.tasks.restore.choose import choose, working_methods
 from undiffuse.tasks.restore.constraints import poorly_conditioned
+from undiffuse.tasks.restore.fitting import fit
+from undiffuse.tasks.restore.latent import Decoded, LatentFit
+from undiffuse.tasks.restore.prior import prior_of
 from undiffuse.tasks.restore.registry import RESTORERS, make_restorer, restorer_class
-from undiffuse.tasks.restore.restorer import NEEDS
-from undiffuse.tasks.restore.run import restore
+from undiffuse.tasks.restore.restorer import NEEDS, Problem
+from undiffuse.tasks.restore.run import _residual, restore
 
 VP = process_of("vp")
 SHAPE = (1, 8, 8)
@@ -126,6 +133,21 @@ def test_tiles_cover_everything_and_overlap() -> None:
         tiles.places((7, 8))
 
 
+def test_tiles_see_their_part_of_what_lies_on_the_grid() -> None:
+    class Shown(Pixels):
+        """Answers with the map that it is shown, and with the last estimate where there is one."""
+
+        def posterior(self, x: Tensor, t: Any, cond: Any) -> Posterior:
+            return Posterior(cond.maps + cond.vector[..., None, None] + (0 if cond.estimate is None else cond.estimate))
+
+    x, maps = pictures(2, 1, 13, 8), pictures(2, 1, 13, 8) + 1
+    told = Embedded(vector=torch.tensor([[1.0], [2.0]]), maps=maps, estimate=3 * maps)
+    wanted = 4 * maps + torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(Tiled(Shown(), (8, 8), 2)(x, 0.5, told).mean, wanted)
+    everywhere = Embedded(vector=torch.zeros(2, 1), maps=torch.ones(2, 1, 1, 1))
+    torch.testing.assert_close(Tiled(Shown(), (8, 8), 2)(x, 0.5, everywhere).mean, torch.ones_like(x))
+
+
 def test_small_pictures_are_the_middle_of_larger_ones(model: Model) -> None:
     shape = (1, 5, 6)
     y = pictures(2, *shape)
@@ -134,6 +156,23 @@ def test_small_pictures_are_the_middle_of_larger_ones(model: Model) -> None:
         result = restore(model, seen, operator, "mmps", noise_std=0.02, samples=2, steps=20)
         assert result.mean.shape == (2, *shape)
         assert result.residual_rms.max() < 0.06
+
+
+@pytest.mark.parametrize("method", ["pigdm", "red-diff", "mmps"])
+def test_labels_and_guidance_reach_the_prior(method: str) -> None:
+    """Two classes of flat pictures, dark and light; y says nothing, so the label alone decides. Guided, more so."""
+    means = torch.stack([torch.full(SHAPE, -0.5), torch.full(SHAPE, 0.5)])
+    spec = DataSpec(kind="image", shape=SHAPE, range=(0.0, 1.0), classes=("dark", "light"))
+    prior = MixtureDenoiser(torch.ones(2), means, torch.tensor([0.2, 0.2]), VP, labels=torch.tensor([0, 1]), spec=spec)
+    hidden = Mask(SHAPE, 1 - HOLE)
+    options: dict[str, Any] = {"noise_std": 50.0, "samples": 2, "steps": 10, "cond": {"label": ["dark", "light"]}}
+    found = {
+        scale: restore(Model(prior, spec), torch.zeros(2, *SHAPE), hidden, method, wrap=wrap, **options)
+        for scale, wrap in ((1, None), (3, lambda denoiser: ClassifierFreeGuidance(denoiser, 3.0)))
+    }
+    for result in found.values():
+        assert result.mean[0].mean() < -0.2 and result.mean[1].mean() > 0.2
+    assert found[3].nfe == 2 * found[1].nfe
 
 
 def test_noise_of_other_kinds(model: Model) -> None:
@@ -147,6 +186,55 @@ def test_noise_of_other_kinds(model: Model) -> None:
     assert counts.method == "mmps"
     assert "PoissonNoise counts as" in " ".join(counts.warnings)
     assert not restore(model, y, Identity(SHAPE), "dps", noise=PoissonNoise(100.0), samples=1, steps=3).warnings
+
+
+@pytest.mark.parametrize("law", [PoissonNoise(8.0), SpeckleNoise(4.0), UniformNoise(0.2), SaltPepperNoise(0.2)])
+def test_gradients_of_any_likelihood_draw_to_the_measurement(model: Model, law: NoiseModel) -> None:
+    """Dark pixels, where answers have negative intensities; laws of bounds and atoms, which have no slope."""
+    clean = pictures(2, *SHAPE) - 0.4
+    y = law.sample(clean.clamp(-1, 1), KeyedNoise(7, range(2)))
+    known = law.known(y)
+    far = (y - 0.2).square() if known is None else (y - 0.2).square()[known]
+    for method in ("dps", "red-diff"):
+        found = restore(
+            model,
+            y,
+            Identity(SHAPE),
+            method,
+            noise=law,
+            samples=1,
+            steps=30,
+            options={"lr": 0.1} if method == "red-diff" else {},
+        )
+        near = (y - found.samples[0]).square()
+        assert near.isfinite().all()
+        assert (near if known is None else near[known]).mean() < 0.5 * (far.mean() + 0.3), method
+
+
+@pytest.mark.parametrize("method", ["dps", "tds", "daps-moments"])
+def test_other_noise_does_not_couple_pictures_or_chunks(model: Model, method: str) -> None:
+    y = torch.stack([torch.full(SHAPE, -0.9), torch.full(SHAPE, 0.9)])
+    options: dict[str, Any] = {"noise": PoissonNoise(20.0), "samples": 2, "steps": 3}
+    if method == "tds":
+        options["options"] = {"particles": 4}
+    whole = restore(model, y, Identity(SHAPE), method, **options)
+    cut = restore(model, y, Identity(SHAPE), method, batch_size=2, **options)
+    torch.testing.assert_close(cut.samples, whole.samples)
+    if method == "dps":
+        alone = restore(model, y[:1], Identity(SHAPE), method, **options)
+        torch.testing.assert_close(alone.samples[:, 0], whole.samples[:, 0])
+
+
+def test_residuals_count_what_was_measured(model: Model) -> None:
+    """The truth's own residual, noise of 0.1: five standard errors of 32 numbers or more."""
+    x, shape = pictures(4, *SHAPE), SHAPE
+    scan = mri_scan(shape, pattern="equispaced", acceleration=2, centre=0.0)
+    for operator in (scan, chain(gaussian_blur(shape, sigma=1.0), Mask(shape, HOLE))):
+        noise = 0.1 * KeyedNoise(9, range(4)).normal("measure", 0, operator.out_shape)
+        y = operator(x) + noise  # also where nothing is measured
+        fitted = fit(prior_of(model, shape), y, operator, 0.1, None, None, None)
+        assert torch.equal(fitted.y, operator(x) + operator.measured(noise))
+        assert (_residual(fitted, x) - 0.1).abs().max() < 0.1 * 5 / 64**0.5
 
 
 @pytest.mark.parametrize("name", ["dps", "psld", "resample"])
@@ -166,6 +254,27 @@ def test_latent_models_are_restored_through_their_decoder(name: str) -> None:
     assert result.residual_rms.mean() < 0.5 * blind
     with pytest.raises(ValueError, match=r"latent model.*methods that work: dps"):
         restore(latent, y, operator, "ddrm", noise_std=0.02)
+
+
+def test_latents_are_fitted_alike_on_every_schedule() -> None:
+    """The variance-exploding state is the variance-preserving one over alpha, at equal levels sigma / alpha."""
+    codec = small_codec(DataSpec(kind="image", shape=SHAPE, range=(-1.0, 1.0)))
+    operator = Decoded(Identity(SHAPE), codec)
+    found = []
+    z, x = pictures(2, *codec.latent.shape), pictures(2, *codec.latent.shape) + 0.3
+    for process in (VP, process_of("ve")):
+        levels = torch.tensor([-0.5, 0.2], dtype=torch.float64)  # half log-SNR before and after a step
+        before, after = (float(t) for t in process.schedule.time(levels))
+        alpha, sigma = process.coefficients(after, x)
+        task = Problem(
+            denoiser=Pixels(), y=pictures(2, *SHAPE), operator=operator, noise_std=0.0, shape=codec.latent.shape
+        )
+        rule = LatentFit(process, task, make_restorer("resample", every=1, descents=3))
+        rule.correct(Posterior(z), x, before, after)
+        length = (alpha**2 + sigma**2) ** 0.5
+        found.append(rule.leave(length * x, after, 0, KeyedNoise(0, range(2)))[0] / length)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found[0], x, atol=0.05)
 
 
 def small_codec(spec: DataSpec) -> Any:
@@ -219,6 +328,9 @@ def test_what_cannot_be_done_is_said(model: Model) -> None:
         ("2 values that are not finite", {"y": y.clone().flatten().index_fill(0, torch.tensor([0, 5]), torch.nan)}),
         ("methods that work: pigdm", {"operator": jpeg, "method": "ddrm"}),
         ("needs a mask", {"operator": Identity(SHAPE), "method": "repaint"}),
+        ("y has 1 items and the operator .* parameters for 2", {"operator": Mask(SHAPE, torch.stack([HOLE, HOLE]))}),
+        ("its own are: grid, weight, snr", {"method": "score-mri", "options": {"repeats": 2}}),
+        ("its own are: grid, solver, lam, zeta", {"method": "diffpir", "options": {"eta": 0.5}}),
         ("needs a latent model", {"method": "resample"}),
         ("unknown; `undiffuse solvers --restore`.*mmps", {"method": "mmsp"}),
         ("its own are: eta, grid, scale", {"method": "dps", "options": {"zeta": 1}}),

@@ -22,11 +22,11 @@ from undiffuse.metrics.calibration import coverage, energy_to_reference, fair_cr
 from undiffuse.metrics.restoration import consistency, psnr, ssim
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
-from undiffuse.operators.base import LinearOperator, Operator, SVDOperator
+from undiffuse.operators.base import LinearOperator, Operator
 from undiffuse.tasks.restore.bench_results import EXACT, BenchRow, RestoreBench
 from undiffuse.tasks.restore.exact import MixturePosterior, exact_posterior
 from undiffuse.tasks.restore.peak_memory import PeakMemory
-from undiffuse.tasks.restore.registry import RESTORERS
+from undiffuse.tasks.restore.registry import RESTORERS, restorer_class
 from undiffuse.tasks.restore.restorer import RestoreResult
 from undiffuse.tasks.restore.run import restore
 
@@ -129,7 +129,7 @@ def measure(name: str, operator: Operator, clean: Tensor, noise_std: float, seed
     """Return an operator with noisy measurements of items, and the exact posterior where it is known."""
     noise = KeyedNoise(seed, range(len(clean)), clean.device)
     y = operator(clean)
-    y = y + noise_std * measured_part(operator, noise.normal("measure", 0, tuple(y.shape[1:]), y.dtype))
+    y = y + noise_std * operator.measured(noise.normal("measure", 0, tuple(y.shape[1:]), y.dtype))
     trial = Trial(name, operator, clean, y, noise_std)
     prior = model.module
     small = max(y[0].numel(), clean[0].numel()) <= _DENSE
@@ -137,14 +137,6 @@ def measure(name: str, operator: Operator, clean: Tensor, noise_std: float, seed
         return trial
     exact = exact_posterior(prior, y, operator, noise_std)
     return replace(trial, exact=exact, reference=exact.sample(KeyedNoise(seed + 1, range(len(clean))), _REFERENCE))
-
-
-def measured_part(operator: Operator, z: Tensor) -> Tensor:
-    """Return what of a disturbance (B, *out_shape) lies where the operator measures: nothing outside a mask."""
-    if isinstance(operator, SVDOperator):
-        return operator.U(operator.Ut(z))
-    mask = getattr(operator, "mask", None)  # of k-space
-    return z * mask.to(z) if isinstance(mask, Tensor) else z
 
 
 def exact_row(trial: Trial, samples: int, seed: int) -> BenchRow:
@@ -213,14 +205,9 @@ def figures(trial: Trial, samples: Tensor) -> dict[str, Any]:
 
 
 def _checked_methods(methods: Sequence[str] | None) -> list[str]:
-    from undiffuse.words import did_you_mean
-
     chosen = list(RESTORERS) if methods is None else list(dict.fromkeys(methods))
     for name in chosen:
-        if name not in RESTORERS:
-            raise ValueError(
-                f"method {name!r} is unknown; `undiffuse solvers --restore` lists them.{did_you_mean(name, RESTORERS)}"
-            )
+        restorer_class(name)
     return chosen
 
 

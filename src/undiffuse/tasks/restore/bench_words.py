@@ -38,6 +38,8 @@ def operator_text(word: str) -> str:
         value = number or _DEFAULTS[name]
         return WORDS[f"{name}N"][0].format(f"{float(value) / 100:g}" if name in _PERCENT else value)
     if ":" in word:
+        if "," in word.partition(":")[0]:
+            raise ValueError(f'operators with options are parted by ";": write {word.replace(",", ";", 1)!r}.')
         return word
     raise ValueError(
         f"operator {word!r} is unknown; take one of {', '.join(WORDS)} (N a number), or a text such as "

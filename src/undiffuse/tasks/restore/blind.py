@@ -32,7 +32,6 @@ class BlindDPSRestorer(DPSRestorer):
 
     needs: ClassVar[tuple[str, ...]] = ("kernel",)
     experimental: ClassVar[bool] = True
-    latent: ClassVar[bool] = False
     any_noise: ClassVar[bool] = False
     descents: int = 10
     rate: float = 0.5

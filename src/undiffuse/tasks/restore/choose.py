@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from undiffuse.data.pairs import SOURCE
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.operators.base import Operator
 from undiffuse.operators.diagonal import Mask
@@ -86,6 +87,8 @@ def choose(denoiser: Denoiser, operator: Operator, noise_std: float, gaussian: b
     """
     if isinstance(operator, Decoded):
         return _for_latents(operator, budget)
+    if denoiser.spec is not None and SOURCE in denoiser.spec.conditions:
+        return Choice("supervised", "the model was trained to restore a given picture", budget)
     if not operator.linear:
         return _for_nonlinear(operator, gaussian, budget)
     if draws_exactly(denoiser):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, cast
 
-import torch
 from torch import Tensor
 
 from undiffuse.denoisers.posterior import Posterior
@@ -142,9 +141,3 @@ def poorly_conditioned(operator: LinearOperator, most: float = 30.0) -> bool:
     """Whether the pseudo-inverse amplifies some directions more than `most` times as much as others."""
     ratio = conditioned(operator)
     return ratio is not None and ratio > most
-
-
-def masked(operator: object) -> Tensor | None:
-    """Return the mask of an operator that is one, else None."""
-    mask = getattr(operator, "mask", None)
-    return mask if isinstance(mask, torch.Tensor) else None

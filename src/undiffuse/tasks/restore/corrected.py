@@ -28,12 +28,10 @@ class Corrected(Restorer):
     """Base: a wrapper around the prior, and a solver.
 
     Args:
-        eta: Share of fresh noise in a DDIM step; 1 is the DDPM posterior.
         grid: Spacing of the steps; see `process.make_grid`.
-        solver: Another solver than DDIM, for experiments; `eta` is then not used.
+        solver: Another solver than the method's own, for experiments; options of its own are then not used.
     """
 
-    eta: float = 1.0
     grid: str = "logsnr"
     solver: Solver | None = None
 
@@ -41,15 +39,34 @@ class Corrected(Restorer):
     def wrap(self, problem: Problem) -> Denoiser:
         """Return the prior that knows the measurement."""
 
+    @abstractmethod
+    def rule(self, problem: Problem) -> Solver:
+        """Return the method's own solver."""
+
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down with the corrected mean."""
         grid = grid_of(problem, steps, self.grid)
-        solver = self.solver or DDIM(eta=self.eta)
+        solver = self.solver or self.rule(problem)
         return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), gradient=self.gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMPSRestorer(Corrected):
+class Matched(Corrected):
+    """Base: DDIM with the corrected mean.
+
+    Args:
+        eta: Share of fresh noise; 1 is the DDPM posterior.
+    """
+
+    eta: float = 1.0
+
+    def rule(self, problem: Problem) -> Solver:
+        """Return DDIM."""
+        return DDIM(eta=self.eta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMPSRestorer(Matched):
     """Moment-matching posterior sampling; see `guidance.covariance.MMPS`.
 
     Args:
@@ -72,7 +89,7 @@ class MMPSRestorer(Corrected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TMPDRestorer(Corrected):
+class TMPDRestorer(Matched):
     """Tweedie moment projected diffusion; see `guidance.covariance.TMPD`.
 
     Args:
@@ -94,7 +111,7 @@ class TMPDRestorer(Corrected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JFPSRestorer(Corrected):
+class JFPSRestorer(Matched):
     """The correction with a fixed covariance of the data; see `guidance.covariance.JFPS`.
 
     Args:
@@ -121,7 +138,7 @@ class JFPSRestorer(Corrected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PiGDMRestorer(Corrected):
+class PiGDMRestorer(Matched):
     """Pseudo-inverse guidance of the posterior mean; see `guidance.measurement.PiGDM`.
 
     Args:
@@ -165,12 +182,10 @@ class DiffPIRRestorer(Corrected):
         last = process.schedule.t_min
         return Proximal(problem.denoiser, problem.operator, problem.y, problem.noise_std, self.lam, until=last)
 
-    def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
-        """Walk down with the corrected mean, and a share of fresh noise in every step."""
+    def rule(self, problem: Problem) -> Solver:
+        """Return DDIM with a share of fresh noise in every step."""
         zeta = self.zeta if self.zeta is not None else 0.6 if misses_elements(problem) else 0.3
-        grid = grid_of(problem, steps, self.grid)
-        solver = self.solver or DDIM(eta=zeta**0.5, rule="mixed")
-        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem))
+        return DDIM(eta=zeta**0.5, rule="mixed")
 
 
 def floored(problem: Problem) -> float | Tensor:
@@ -180,6 +195,11 @@ def floored(problem: Problem) -> float | Tensor:
         std: Any = problem.noise_model.std_like(problem.y)
         return std.clamp(min=least) if isinstance(std, Tensor) else max(float(std), least)
     return max(problem.noise_std, least)
+
+
+def floored_number(problem: Problem) -> float:
+    """Return the noise of y as one number for all rows, floored likewise."""
+    return max(problem.noise_std, LEAST_NOISE * problem.data_var**0.5)
 
 
 def floor_warning(problem: Problem) -> list[str]:

@@ -28,7 +28,7 @@ from undiffuse.sampling.ddim import DDIM, bridge_columns
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage
 from undiffuse.sampling.solver import AffineSolver
 from undiffuse.sampling.steps import Steps
-from undiffuse.tasks.restore.corrected import floor_warning, floored
+from undiffuse.tasks.restore.corrected import floor_warning, floored, floored_number
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import first_state, process_of, walk
 
@@ -93,10 +93,11 @@ class ConditionalDraw(MMPS):
         covariance: Literal["auto", "exact", "isotropic"] = "auto",
     ) -> None:
         operator: Any = problem.operator
-        super().__init__(problem.denoiser, operator, problem.y, floored(problem), iterations)
+        exact = covariance == "exact" or (covariance == "auto" and draws_exactly(problem.denoiser))
+        std = floored(problem) if exact else floored_number(problem)  # `prox` knows one number
+        super().__init__(problem.denoiser, operator, problem.y, std, iterations)
         self.noise, self.levels = noise, {t: k for k, t in enumerate(grid.tolist())}
         self.data_var = problem.data_var
-        exact = covariance == "exact" or (covariance == "auto" and draws_exactly(problem.denoiser))
         self.exact = exact
         self.needs_grad = False
 
@@ -127,7 +128,7 @@ class ConditionalDraw(MMPS):
         variance = cast(float, posterior_variance(self.process, x, t, self.data_var))
         spread = variance**0.5 * self.noise.normal("probe", step, tuple(x.shape[1:]), x.dtype)
         residual = self._residual(linear, y, std, mean + spread, step)
-        return spread + linear.prox(torch.zeros_like(mean), residual, _scalar(std) ** 2 / variance)
+        return spread + linear.prox(torch.zeros_like(mean), residual, std**2 / variance)
 
     def _residual(self, operator: LinearOperator, y: Tensor, std: float | Tensor, x0: Tensor, step: int) -> Tensor:
         e1 = std * self.noise.normal("corrector", step, tuple(y.shape[1:]), y.dtype)
@@ -262,8 +263,3 @@ def draws_exactly(denoiser: Denoiser) -> bool:
 def _level(process: GaussianProcess, t: float) -> float:
     alpha, sigma = process.schedule.levels(torch.tensor(t, dtype=torch.float64))
     return float(sigma / alpha)
-
-
-def _scalar(std: float | Tensor) -> float | Tensor:
-    """Return one number of a map: its root mean square."""
-    return std.square().mean().sqrt() if isinstance(std, Tensor) and std.ndim else std

@@ -11,7 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.tiled import Tiled
 from undiffuse.operators.base import LinearOperator, Operator
 from undiffuse.operators.compose import chain
-from undiffuse.operators.diagonal import Diagonal, Mask
+from undiffuse.operators.diagonal import Mask
 from undiffuse.operators.noise import GaussianNoise, NoiseModel, NoNoise
 from undiffuse.tasks.restore.latent import Decoded
 from undiffuse.tasks.restore.prior import Prior
@@ -108,9 +108,7 @@ def fit(
         same = operator.as_linear(y)
         if same is not None:
             operator, y = same
-    if isinstance(operator, Diagonal):  # what a mask hides is no part of the measurement
-        y = operator.U(operator.Ut(y))
-    fitted = _sized(Fitted(prior, operator, y, std, model, warnings=tuple(found)), tile, overlap)
+    fitted = _sized(Fitted(prior, operator, operator.measured(y), std, model, warnings=tuple(found)), tile, overlap)
     if fitted.prior.codec is not None:
         fitted = replace(fitted, operator=Decoded(fitted.operator, fitted.prior.codec))
     return fitted
@@ -131,6 +129,11 @@ def checked(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
         raise ValueError(
             f"y has shape {tuple(y.shape)}; expected (B, {', '.join(map(str, operator.out_shape))}) of the operator "
             f"{operator.describe()}."
+        )
+    if operator.rows not in (None, len(y)):
+        raise ValueError(
+            f"y has {len(y)} items and the operator {operator.describe()} parameters for {operator.rows}; choose its "
+            "rows with take()."
         )
     bad = int((~y.isfinite()).sum())
     if bad:

@@ -67,6 +67,10 @@ class Decoded(Operator):
         """Return the operator for some rows."""
         return self if self.rows is None else Decoded(self.pixels.take(index), self.codec)
 
+    def known(self, like: Tensor) -> Tensor | None:
+        """Of the pixel operator."""
+        return self.pixels.known(like)
+
     def label(self) -> str:
         """Return what it is, in latents."""
         return f"{self.pixels.label()} of decoded latents"
@@ -102,13 +106,17 @@ class LatentFit(Constraint):
         z = self._fitted(x if end else self.answer)
         if end:
             return z, True
+        schedule = self.process.schedule
         alpha, sigma = self.process.coefficients(s, x)
-        before = self.process.coefficients(self.time, x)
-        # gamma (1 - a_s) / a_t (1 - a_t / a_s) with a = alpha^2, in which alpha^2 + sigma^2 = 1
-        v = self.options.gamma * sigma**2 / before[0] ** 2 * (1 - (before[0] / alpha) ** 2)
-        mean = (v * alpha * z + sigma**2 * x) / (v + sigma**2)
+        before, most = self.process.coefficients(min(self.time, schedule.t_max), x)
+        # gamma (1 - a_s) / a_t (1 - a_t / a_s) with a = alpha^2 where alpha^2 + sigma^2 = 1; x is scaled to be there.
+        length = (alpha**2 + sigma**2) ** 0.5
+        alpha, sigma = alpha / length, sigma / length
+        level = sigma / alpha
+        v = self.options.gamma * sigma**2 * ((most / before) ** 2 - level**2)
+        mean = (v * alpha * z + sigma**2 * x / length) / (v + sigma**2)
         std = (v * sigma**2 / (v + sigma**2)) ** 0.5
-        return mean + std * noise.normal("corrector", k, tuple(x.shape[1:]), x.dtype), True
+        return length * (mean + std * noise.normal("corrector", k, tuple(x.shape[1:]), x.dtype)), True
 
     def _fitted(self, z: Tensor) -> Tensor:
         """Descend |y - A(D(z))|^2 by Adam with the usual constants; rows do not see each other."""
@@ -141,7 +149,6 @@ class ReSampleRestorer(Restorer):
 
     needs: ClassVar[tuple[str, ...]] = ("codec", "differentiable")
     noise: ClassVar[bool] = False
-    latent: ClassVar[bool] = True
     experimental: ClassVar[bool] = True
     every: int = 10
     descents: int = 50

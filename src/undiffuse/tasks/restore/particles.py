@@ -21,7 +21,7 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time
 from undiffuse.sampling.plan import Plan, Renoise, Stage
 from undiffuse.sampling.solver import NOTHING, Memory, Solver
-from undiffuse.tasks.restore.corrected import floor_warning, floored
+from undiffuse.tasks.restore.corrected import floor_warning, floored_number
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, process_of, walk
 
@@ -177,7 +177,7 @@ class TDSRestorer(Restorer):
         count = each * problem.samples
         v = problem.data_var if self.data_var is None else self.data_var
         operator = cast(LinearOperator, many.operator)
-        twist = Twist(many.denoiser, operator, many.y, cast(float, floored(many)), v, self.twisted)
+        twist = Twist(many.denoiser, operator, many.y, floored_number(many), v, self.twisted)
         solver = TwistedStep(process=process_of(problem), twist=twist, particles=count)
         grid = grid_of(problem, steps, self.grid)
         found = walk(many, Repeated(noise, each), solver, grid, denoiser=twist, gradient=self.twisted)

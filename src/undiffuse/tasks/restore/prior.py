@@ -35,6 +35,7 @@ class Prior:
         data_shape: Of one item of data; differs for latents.
         spec: Units of the data; None for a bare denoiser, whose data are states.
         codec: Of a latent model.
+        bare: The denoiser without the wrappers around it, which may ask for conditions; None: there are none.
     """
 
     denoiser: Denoiser
@@ -42,6 +43,7 @@ class Prior:
     data_shape: tuple[int, ...]
     spec: DataSpec | None = None
     codec: Codec | None = None
+    bare: Denoiser | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,19 +61,20 @@ class Prior:
 
         Exact for analytic priors. Else, with `measure`, that of 16 quick samples, once per model; without, 1/3.
         """
-        if isinstance(self.denoiser, MixtureDenoiser):
-            return float(self.denoiser.moments()[1].diagonal().mean())
+        denoiser = self.bare or self.denoiser
+        if isinstance(denoiser, MixtureDenoiser):
+            return float(denoiser.moments()[1].diagonal().mean())
         if self.codec is not None:
             return 1.0  # latents are scaled to unit variance
         if not measure:
             return _UNKNOWN_VARIANCE
-        if self.denoiser not in _VARIANCES:
-            process: Any = self.denoiser.process
+        if denoiser not in _VARIANCES:
+            process: Any = denoiser.process
             grid = make_grid(process.schedule, 8, "logsnr")
             noise = KeyedNoise(0, range(16), self.device)
-            drawn = sample(self.denoiser, noise=noise, shape=self.shape, solver=DDIM(), grid=grid).x
-            _VARIANCES[self.denoiser] = max(float(drawn.double().var(0).mean()), 1e-4)
-        return _VARIANCES[self.denoiser]
+            drawn = sample(denoiser, noise=noise, shape=self.shape, solver=DDIM(), grid=grid).x
+            _VARIANCES[denoiser] = max(float(drawn.double().var(0).mean()), 1e-4)
+        return _VARIANCES[denoiser]
 
 
 def prior_of(model: Any, in_shape: tuple[int, ...], wrap: Wrap | Sequence[Wrap] | None = None) -> Prior:
@@ -99,5 +102,5 @@ def prior_of(model: Any, in_shape: tuple[int, ...], wrap: Wrap | Sequence[Wrap] 
     bare.eval()
     denoiser = apply_wraps(bare, wrap)
     if not isinstance(model, Model):
-        return Prior(denoiser, in_shape, in_shape, bare.spec)
-    return Prior(denoiser, model.state_spec.shape, model.spec.shape, model.spec, model.codec)
+        return Prior(denoiser, in_shape, in_shape, bare.spec, bare=bare)
+    return Prior(denoiser, model.state_spec.shape, model.spec.shape, model.spec, model.codec, bare)

@@ -10,31 +10,23 @@ from undiffuse.noise import NoiseSource
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.langevin import PredictorCorrector
+from undiffuse.sampling.resampling import Resampled
 from undiffuse.sampling.solver import Solver
-from undiffuse.sampling.travel import Travelling
 from undiffuse.tasks.restore.constraints import DataFit, RangeProjection, StateFit, poorly_conditioned
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, process_of, walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projected(Restorer):
-    """Base: a constraint, DDIM, and time travel where asked for.
+class Held(Restorer):
+    """Base: a solver and a constraint.
 
     Args:
-        eta: Share of fresh noise.
-        rule: "ddim", or "mixed" as in the published codes of DDNM and DDS.
         grid: Spacing of the steps.
-        jump: Steps that time travel goes back.
-        repeats: How often each group of `jump` steps is gone through; 1 is without travel.
     """
 
     noise: ClassVar[bool] = False
-    eta: float = 0.85
-    rule: Literal["ddim", "mixed"] = "ddim"
     grid: str = "t"
-    jump: int = 1
-    repeats: int = 1
 
     def constraints(self, problem: Problem) -> Sequence[Constraint]:
         """Return what holds the sample to the measurement."""
@@ -42,8 +34,7 @@ class Projected(Restorer):
 
     def solver(self) -> Solver:
         """Return the rule of the steps."""
-        steps = DDIM(eta=self.eta, rule=self.rule)
-        return steps if self.repeats == 1 else Travelling(solver=steps, jump=self.jump, repeats=self.repeats)
+        raise NotImplementedError
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down under the constraint."""
@@ -62,6 +53,29 @@ class Projected(Restorer):
         if operator.linear and poorly_conditioned(operator):
             found.append("the operator's pseudo-inverse is ill-conditioned, so this method fails; use mmps or diffpir.")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projected(Held):
+    """Base: DDIM, and time travel where asked for.
+
+    Args:
+        eta: Share of fresh noise.
+        rule: "ddim", or "mixed" as in the published codes of DDNM and DDS.
+        jump: Steps that time travel goes back.
+        repeats: How often each group of `jump` steps is gone through; 1 is without travel.
+    """
+
+    eta: float = 0.85
+    rule: Literal["ddim", "mixed"] = "ddim"
+    jump: int = 1
+    repeats: int = 1
+
+    def solver(self) -> Solver:
+        """Return the rule of the steps."""
+        steps = DDIM(eta=self.eta, rule=self.rule)
+        travels = {"passes": self.repeats, "jump": self.jump, "last": True}
+        return steps if self.repeats == 1 else Resampled(solver=steps, **travels)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +120,7 @@ class DDSRestorer(Projected):
 
 @dataclass(frozen=True, kw_only=True)
 class RePaintRestorer(Projected):
-    """Inpainting by noisy replacement with resampling; see `constraints.StateFit` and `sampling.travel`.
+    """Inpainting by noisy replacement with resampling; see `constraints.StateFit` and `sampling.resampling`.
 
     The paper has jump 10, repeats 10 and 250 steps; on small pictures jump 1 is better calibrated (measured).
     """
@@ -143,7 +157,7 @@ class ILVRRestorer(Projected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreMRIRestorer(Projected):
+class ScoreMRIRestorer(Held):
     """Predictor and corrector steps, each followed by x + weight A^T (alpha y - A x).
 
     Args:
@@ -153,7 +167,6 @@ class ScoreMRIRestorer(Projected):
     Source: Chung and Ye 2022, "Score-based diffusion models for accelerated MRI", arXiv:2110.05243, algorithm 2.
     """
 
-    eta: float = 1.0
     weight: float = 1.0
     snr: float = 0.16
 

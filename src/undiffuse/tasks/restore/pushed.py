@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from undiffuse.guidance.measurement import PiGDM
 from undiffuse.guidance.push import Direction, GradientPush, descent
 from undiffuse.noise import NoiseSource
+from undiffuse.operators.base import per_row
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.pushed import Pushed
 from undiffuse.tasks.restore.constraints import StateFit
+from undiffuse.tasks.restore.misfit import LEAST_NORM, mean_variance, misfit_descent
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, process_of, walk
-
-_LEAST_NORM = 1e-12  # the norm has no gradient at zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,6 @@ class DPSRestorer(Pushing):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("differentiable",)
-    latent: ClassVar[bool] = True
     any_noise: ClassVar[bool] = True
     scale: float | None = None
 
@@ -76,12 +74,15 @@ class DPSRestorer(Pushing):
         if self.scale is not None and self.scale < 0:
             raise ValueError(f"scale={self.scale} is negative; it would push away from the measurement.")
 
-    def zeta(self, problem: Problem, steps: int) -> float:
-        """Return the size of one step's push."""
+    def zeta(self, problem: Problem, steps: int) -> float | Tensor:
+        """Return the size of one step's push; one for each row where the noise depends on what was measured."""
         if self.scale is not None:
             return self.scale / steps
-        wide = min(max((problem.noise_std - 0.05) / 0.35, 0.0), 1.0)
-        return (100.0 - 70.0 * wide) / steps
+        if problem.noise_model is None:
+            wide = min(max((problem.noise_std - 0.05) / 0.35, 0.0), 1.0)
+            return (100.0 - 70.0 * wide) / steps
+        share = ((mean_variance(problem).sqrt() - 0.05) / 0.35).clamp(0.0, 1.0)
+        return per_row((100.0 - 70.0 * share) / steps, problem.y.new_empty(problem.rows, *problem.shape))
 
     def direction(self, problem: Problem, steps: int) -> Direction:
         """Return zeta times minus the gradient of the misfit."""
@@ -136,7 +137,7 @@ class MCGRestorer(Pushing):
 
         def along(mean: Tensor, x: Tensor, t: Time) -> Tensor:
             residual = problem.y - operator(mean)
-            size = residual.flatten(1).norm(dim=1).clamp(min=_LEAST_NORM)
+            size = residual.flatten(1).norm(dim=1).clamp(min=LEAST_NORM)
             zeta = (self.scale / size).reshape(-1, *[1] * (mean.ndim - 1))
             back = descent(lambda m: operator.pinv(problem.y - operator(m)).flatten(1).square().sum(1), mean)
             return zeta * back
@@ -178,21 +179,9 @@ class PSLDRestorer(DPSRestorer):
         def unglued(z: Tensor) -> Tensor:
             data = operator.decoded(z)
             glued = data + operator.pixels.adjoint(problem.y - operator.pixels(data))
-            return (z - operator.encoded(glued)).flatten(1).norm(dim=1).clamp(min=_LEAST_NORM)
+            return (z - operator.encoded(glued)).flatten(1).norm(dim=1).clamp(min=LEAST_NORM)
 
         def along(mean: Tensor, x: Tensor, t: Time) -> Tensor:
             return zeta * (misfit_descent(problem, mean) + self.gamma * descent(unglued, mean))
 
         return along
-
-
-def misfit_descent(problem: Problem, mean: Tensor) -> Tensor:
-    """Return minus the gradient of |y - A(mean)| by the mean, or of what stands for it with another noise (B, *)."""
-    model = problem.noise_model
-    if model is None:
-        return descent(lambda m: (problem.y - problem.operator(m)).flatten(1).norm(dim=1).clamp(min=_LEAST_NORM), mean)
-    with torch.no_grad():
-        residual = (problem.y - problem.operator(mean)).flatten(1).norm(dim=1).clamp(min=_LEAST_NORM)
-        variance = model.std_like(problem.y).square().mean()
-    uphill = -descent(lambda m: model.log_prob(problem.y, problem.operator(m)), mean)
-    return uphill * (variance / residual).reshape(-1, *[1] * (mean.ndim - 1))

@@ -33,6 +33,7 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.times import align
+from undiffuse.tasks.restore.misfit import mean_variance, misfit_slope
 from undiffuse.tasks.restore.repulsion import push_apart
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 
@@ -94,7 +95,6 @@ class RedDiff(Restorer):
 
     needs = ("differentiable",)
     couples = True
-    latent = True
     any_noise = True
     uses_data_var = True
     default_steps = 300
@@ -344,37 +344,12 @@ def first_estimate(options: RedDiff, problem: Problem) -> Tensor:
     return x.to(problem.dtype)
 
 
-def misfit_slope(problem: Problem, found: Tensor) -> Tensor:
-    """Return the derivative by `found` of |y - found|^2 / 2, or of its likeness -log p(y | found) std^2, (R, *).
-
-    In these units every noise has the curvature 1 near its centre, so that weights keep their meaning. Where the law
-    allows no such value, as a negative intensity has no photons, the first form stands in; where y says nothing
-    (salt and pepper), the slope is 0.
-    """
-    y, model = problem.y, problem.noise_model
-    if model is None:
-        return found - y
-    with torch.enable_grad():
-        at = found.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(-model.log_density(y, at).sum(), at)
-    slope = slope * align(_mean_variance(problem).to(found), found)
-    slope = torch.where(slope.isfinite(), slope, found - y)
-    known = model.known(y)
-    return slope if known is None else torch.where(known, slope, 0.0)
-
-
-def _mean_variance(problem: Problem) -> Tensor:
-    assert problem.noise_model is not None
-    std = torch.as_tensor(problem.noise_model.std_like(problem.y), dtype=torch.float64).to(problem.y.device)
-    return std.square().expand(problem.y.shape).flatten(1).mean(1)
-
-
 def _data_factor(options: RedDiff, problem: Problem) -> Tensor:
     """Return what multiplies the misfit of each row, (R,)."""
     y = problem.y
     if options.obs_weight == "noise":
         known = y.new_full((len(y),), problem.noise_std**2)
-        factor = 1.0 / (known if problem.noise_model is None else _mean_variance(problem).to(y))
+        factor = 1.0 / (known if problem.noise_model is None else mean_variance(problem).to(y))
     else:
         factor = y.new_full((len(y),), float(options.obs_weight))
     return factor / (math.prod(y.shape[1:]) if options.normalise == "pixel" else 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from undiffuse._lazy import resolve
 from undiffuse.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ def make_restorer(name: str, **options: Any) -> Restorer:
     try:
         return restorer(**{**RESTORERS[name][1], **options})
     except TypeError as error:
-        from dataclasses import fields
-
         known = ", ".join(field.name for field in fields(restorer)) or "none"
         raise ValueError(
             f"method {name!r} does not take these options ({', '.join(options)}); its own are: {known}."
@@ -68,5 +67,4 @@ def restorer_class(name: str) -> Any:
     if name not in RESTORERS:
         near = did_you_mean(name, RESTORERS)
         raise ValueError(f"method {name!r} is unknown; `undiffuse solvers --restore` lists them all.{near}")
-    module, attribute = RESTORERS[name][0].split(":")
-    return getattr(import_module(module), attribute)
+    return resolve(RESTORERS[name][0])

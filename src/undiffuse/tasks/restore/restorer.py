@@ -103,7 +103,6 @@ class Restorer(ABC):
         noise: Whether the method knows about noise in y; others reproduce it.
         gradient: Whether it differentiates through the denoiser.
         couples: Whether the rows of one image see each other, so that they must come in one chunk.
-        latent: Whether it works with a codec.
         any_noise: Whether it uses the likelihood of noise that is not Gaussian.
         uses_data_var: Whether it wants the data's variance measured where that is not known.
         experimental: Whether it is new and little tested.
@@ -114,7 +113,6 @@ class Restorer(ABC):
     noise: ClassVar[bool] = True
     gradient: ClassVar[bool] = False
     couples: ClassVar[bool] = False
-    latent: ClassVar[bool] = False
     any_noise: ClassVar[bool] = False
     uses_data_var: ClassVar[bool] = False
     experimental: ClassVar[bool] = False

@@ -16,7 +16,6 @@ from undiffuse.models.guided import Wrap
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.base import Operator
-from undiffuse.operators.diagonal import Diagonal
 from undiffuse.tasks.restore.choose import Choice, check_needs, choose
 from undiffuse.tasks.restore.fitting import Fitted, fit, measured_y
 from undiffuse.tasks.restore.prior import prior_of
@@ -59,7 +58,8 @@ def restore(
 
     Everything is in model units, where pictures span [-1, 1]: x, y and `noise_std`, and the result;
     `model.spec.to_model` and `from_model` are the border. Sample k of image b is the same whatever the batch, the
-    number of samples and the batch size.
+    number of samples and the batch size; only methods that know Gaussian noise alone take another noise's level over
+    all the measurements given.
 
     Args:
         model: A `Model`, or a bare `Denoiser` (whose data have the operator's shape).
@@ -267,10 +267,11 @@ def _residual(fitted: Fitted, states: Tensor) -> Tensor:
     """Return the root mean square of y - A(x) over what was measured, (B,)."""
     y = measured_y(fitted, fitted.y.to(states.dtype))
     square = (y - fitted.operator(states)).square()
-    if isinstance(fitted.operator, Diagonal):
-        seen = (fitted.operator.singulars(states) > 0).expand_as(square).flatten(1).sum(1)
-        return (square.flatten(1).sum(1) / seen.clamp(min=1)).sqrt()
-    return square.flatten(1).mean(1).sqrt()
+    seen = fitted.operator.known(square)
+    if seen is None:
+        return square.flatten(1).mean(1).sqrt()
+    share = seen.expand_as(square).flatten(1).sum(1).clamp(min=1)
+    return (torch.where(seen, square, 0.0).flatten(1).sum(1) / share).sqrt()
 
 
 def _bounds(fitted: Fitted, model: Any) -> tuple[float, float] | None:

@@ -56,7 +56,7 @@ class Supervised(Restorer):
                 "method 'supervised' needs a model trained with given pictures (data.degrade or data.pair; recipe "
                 "restoration); this one was not. Other methods restore with any model: method='auto'."
             )
-        walks = isinstance(problem.denoiser, ShiftedDenoiser)
+        walks = any(isinstance(part, ShiftedDenoiser) for part in problem.denoiser.modules())
         if walks and problem.t_start < 1:
             raise ValueError("a model that walks from the given picture starts there; leave t_start out.")
         return []

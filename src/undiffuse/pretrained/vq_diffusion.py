@@ -1,13 +1,12 @@
-"""Pipelines of diffusers as models: folders with a `model_index.json`. Their networks are wrapped, not rewritten."""
+"""`VQDiffusionPipeline` of diffusers as a model of tokens. Its networks are wrapped, not rewritten."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undiffuse.codecs.options import PretrainedCodecOptions
-from undiffuse.errors import CheckpointError
+from undiffuse.pretrained.files import read_json
 from undiffuse.spec import ConditionSpec, DataSpec
 
 if TYPE_CHECKING:
@@ -15,49 +14,17 @@ if TYPE_CHECKING:
     from undiffuse.models.model import Model
     from undiffuse.process.categorical import CategoricalProcess
 
-INDEX = "model_index.json"
 _BYTES = 1024  # of a prompt; the tokenizer reads some 77 words of it
 _NULLS = "learned_classifier_free_sampling_embeddings"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def load_pipeline(folder: Path, **options: Any) -> Model:
-    """Load a folder that a pipeline of diffusers wrote, or a single network of diffusers.
-
-    | pipeline | model |
-    | --- | --- |
-    | VQDiffusionPipeline | images by tokens of its VQModel, with the condition "prompt" |
-    | others | see `undiffuse.pretrained.families` |
-
-    Args:
-        folder: The folder.
-        options: See `undiffuse.pretrained.options`; a VQDiffusionPipeline takes none.
+def load_vq_diffusion(folder: Path) -> Model:
+    """Load a folder of `VQDiffusionPipeline`: images by tokens of its VQModel, with the condition "prompt".
 
     Raises:
-        CheckpointError: A pipeline of another kind, a part that is missing or no safetensors, or no diffusers.
+        ImportError, OSError, KeyError, ValueError: diffusers is not there, or a part is missing or does not fit.
     """
-    index = _read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
-    kind = index.get("_class_name")
-    if kind != "VQDiffusionPipeline":
-        from undiffuse.pretrained.loading import load_diffusers
-        from undiffuse.pretrained.options import PretrainedOptions
-
-        return load_diffusers(folder, PretrainedOptions(**options))
-    if options:
-        raise ValueError(f"{next(iter(options))} is no option of a VQDiffusionPipeline; leave it out.")
-    try:
-        return _vq_diffusion(folder)
-    except ImportError as error:
-        raise CheckpointError(f"{folder} needs diffusers: pip install 'undiffuse[pretrained]' ({error}).") from error
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{folder} cannot be loaded ({reason}); every part must be there, with weights as safetensors (pickles are "
-            f"refused: load the pipeline where you trust it and save it with safe_serialization=True)."
-        ) from error
-
-
-def _vq_diffusion(folder: Path) -> Model:
     import diffusers
 
     from undiffuse.codecs.pretrained import load_pretrained
@@ -65,7 +32,7 @@ def _vq_diffusion(folder: Path) -> Model:
     from undiffuse.models.model import Model
 
     transformer = diffusers.Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True)
-    vq = _read_json(folder / "vqvae" / "config.json")
+    vq = read_json(folder / "vqvae" / "config.json")
     side = transformer.config.sample_size * 2 ** (len(vq["block_out_channels"]) - 1)
     spec = DataSpec(
         kind="image",
@@ -74,7 +41,7 @@ def _vq_diffusion(folder: Path) -> Model:
         cond={PROMPT: ConditionSpec(kind="text", length=_BYTES)},
     )
     codec = load_pretrained(PretrainedCodecOptions(path=str(folder)), spec)
-    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     process = _process(schedule, codec.latent.categories)
     denoiser = PromptedTokens(transformer.eval(), process, _reader(folder), codec.latent)
     if denoiser.levels != schedule["num_train_timesteps"]:
@@ -110,17 +77,7 @@ def _reader(folder: Path) -> PromptReader:
     from undiffuse.models.bundle import read_tensors
 
     null = None
-    if _read_json(folder / _NULLS / "config.json")["learnable"]:
+    if read_json(folder / _NULLS / "config.json")["learnable"]:
         null = read_tensors(folder / _NULLS / _WEIGHTS)["embeddings"]
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
     return PromptReader(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"), null)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the pipeline again.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object; copy the pipeline again.")
-    return found

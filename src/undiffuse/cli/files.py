@@ -1,0 +1,47 @@
+"""Which files a command works on: those that are named, and those of folders; and names for what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from undiffuse.errors import DataError
+
+
+def find_files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> list[tuple[Path, str]]:
+    """Return files in order, each with a name: its place in its folder without the suffix; see `different`.
+
+    Args:
+        paths: Files, taken as they are, and folders, searched through for files that end in `suffixes`.
+        suffixes: In lower case.
+        what: What is looked for, for people.
+
+    Raises:
+        DataError: A path is missing, or a folder has nothing of the kind.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"there is no file or folder {path}.")
+        if not path.is_dir():
+            found.append((path, path.stem))
+            continue
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes)
+        if not files:
+            raise DataError(f"the folder {path} has no {what}.")
+        found.extend((file, str(file.relative_to(path).with_suffix(""))) for file in files)
+    return found
+
+
+def different(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are equal, so that no result overwrites another: the second x is x-2."""
+    taken, found = set(names), []
+    seen: set[str] = set()
+    for name in names:
+        other, count = name, 1
+        while other in seen or (count > 1 and other in taken):
+            count += 1
+            other = f"{name}-{count}"
+        seen.add(other)
+        found.append(other)
+    return found

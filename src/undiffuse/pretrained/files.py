@@ -1,0 +1,24 @@
+"""Files of models of diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from undiffuse.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); copy the model again.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no JSON object; copy the model again.")
+    return found
