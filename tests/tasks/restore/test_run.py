@@ -158,6 +158,12 @@ def test_small_pictures_are_the_middle_of_larger_ones(model: Model) -> None:
         assert result.residual_rms.max() < 0.06
 
 
+def test_small_pictures_have_the_singular_values_of_a_mask(model: Model) -> None:
+    operator = Identity((1, 5, 4))
+    found = restore(model, pictures(1, 1, 5, 4), operator, "ddrm", noise_std=0.1, samples=2, steps=3)
+    assert found.mean.shape == (1, 1, 5, 4)
+
+
 @pytest.mark.parametrize("method", ["pigdm", "red-diff", "mmps"])
 def test_labels_and_guidance_reach_the_prior(method: str) -> None:
     """Two classes of flat pictures, dark and light; y says nothing, so the label alone decides. Guided, more so."""
@@ -363,6 +369,14 @@ def test_what_will_go_wrong_is_warned_of(model: Model) -> None:
         assert warning in " ".join(result.warnings)
     assert poorly_conditioned(blur)
     assert not poorly_conditioned(hole)
+
+
+def test_answers_far_from_the_measurement_are_warned_of(model: Model) -> None:
+    y = pictures(1, *SHAPE)
+    astray = restore(model, y, Identity(SHAPE), "dps", noise_std=0.1, samples=1, steps=2, options={"scale": 0.0})
+    assert "times its noise (0.1)" in astray.warnings[-1]
+    fair = restore(model, y, Identity(SHAPE), "mmps", noise_std=0.1, samples=1, steps=20)
+    assert not any("times its noise" in text for text in fair.warnings)
 
 
 def test_a_rough_start_saves_steps(model: Model) -> None:

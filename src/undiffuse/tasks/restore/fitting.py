@@ -11,7 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.tiled import Tiled
 from undiffuse.operators.base import LinearOperator, Operator
 from undiffuse.operators.compose import chain
-from undiffuse.operators.diagonal import Mask
+from undiffuse.operators.diagonal import Identity, Mask
 from undiffuse.operators.noise import GaussianNoise, NoiseModel, NoNoise
 from undiffuse.tasks.restore.latent import Decoded
 from undiffuse.tasks.restore.prior import Prior
@@ -208,6 +208,8 @@ def _sized(fitted: Fitted, tile: int | None, overlap: int | None) -> Fitted:
 
 def _framed(crop: Crop, operator: Operator) -> Operator:
     """Return the operator on the larger state; a mask stays a mask, with nothing known in the frame."""
+    if isinstance(operator, Identity):
+        operator = Mask(operator.in_shape, torch.ones(operator.in_shape))
     if isinstance(operator, Mask):
         mask = operator.mask
         lead = [1] * (len(operator.in_shape) + 1 - mask.ndim)

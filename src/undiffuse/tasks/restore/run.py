@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from undiffuse.operators.noise import NoiseModel
 
 TASK = "restore"
+_MISSED = 3.0  # times the noise, beyond which answers do not explain the measurement
 _APART = 1 << 20  # more than the samples of any image, so that sample k of image b is always the same
 
 
@@ -89,11 +90,11 @@ def restore(
         ValueError: What was given does not fit together; the message says what would.
         TypeError: Not a model.
     """
-    if samples < 1 or batch_size < 1 or (steps is not None and steps < 1) or not 0 < t_start <= 1:
-        raise ValueError(
-            f"samples={samples}, batch_size={batch_size} and steps={steps} must be at least 1, t_start={t_start} in "
-            "(0, 1]."
-        )
+    for name, count in (("samples", samples), ("batch_size", batch_size), ("steps", steps)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count} must be at least 1.")
+    if not 0 < t_start <= 1:
+        raise ValueError(f"t_start={t_start} is outside of (0, 1].")
     prior = prior_of(model, operator.in_shape, wrap)
     fitted = fit(prior, y, operator, noise_std, noise, tile, overlap)
     choice, restorer = _method(method, options or {}, fitted, budget)
@@ -106,7 +107,11 @@ def restore(
     if choice.why:
         listener(Message(TASK, f"method {choice.method}: {choice.why}"))
     parts = _solved(restorer, problem, samples, seed, batch_size, steps or choice.steps, listener)
-    return _result(fitted, model, parts, samples, choice, warned, clip)
+    result = _result(fitted, model, parts, samples, choice, warned, clip)
+    missed = _missed(result)
+    for text in missed:
+        listener(Message(TASK, text, "warning"))
+    return replace(result, warnings=(*warned, *missed))
 
 
 def _method(method: str | Restorer, options: dict[str, Any], fitted: Fitted, budget: int | None) -> tuple[Choice, Any]:
@@ -260,6 +265,17 @@ def _result(
         warnings=warned,
         trace=parts[0].trace if len(parts) == 1 else {},
     )
+
+
+def _missed(result: RestoreResult) -> list[str]:
+    """Return a warning where the answers are far from what was measured."""
+    worst, noise = float(result.residual_rms.mean(0).max()), result.noise_std
+    if not noise or worst < _MISSED * noise:
+        return []
+    return [
+        f"the answers miss the measurement by {worst:.3g}, {worst / noise:.0f} times its noise ({noise:.3g}): take "
+        f"more steps or another method."
+    ]
 
 
 @torch.no_grad()
