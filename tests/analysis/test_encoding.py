@@ -26,6 +26,15 @@ def is_way_back(name: str) -> bool:
 
 
 DETERMINISTIC = [name for name in SOLVERS if is_way_back(name)]
+ONE_OF_EACH = (
+    "ddim",
+    "heun",
+    "rk4",
+    "dpm++2m",
+    "dpm++2s",
+    "deis-2",
+    "unipc",
+)  # kinds of rules; the others are slow tests
 
 
 def data(count: int) -> Tensor:
@@ -33,7 +42,9 @@ def data(count: int) -> Tensor:
     return spec_mixture(PROCESS).sample_data(normals(count, 2, seed=3), uniform)
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ONE_OF_EACH else pytest.mark.slow) for name in DETERMINISTIC]
+)
 def test_the_way_there_and_back_ends_where_it_began_at_the_solver_s_order(name: str) -> None:
     """Order by the slope over a doubling of the steps, at least that of the solver less 0.3; a rule of even order is
     often one better, for what its steps up miss its steps down miss with the other sign."""

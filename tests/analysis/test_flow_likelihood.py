@@ -73,6 +73,7 @@ def test_a_gaussian_s_likelihood_is_its_density_on_every_schedule(name: str) -> 
     assert (found.t_min, found.t_max) == (t, process.schedule.t_max)
 
 
+@pytest.mark.slow
 def test_the_grid_of_a_table_may_follow_its_entries() -> None:
     """Between the entries of a table slopes jump; steps from entry to entry do not notice."""
     process = process_of("ddpm")

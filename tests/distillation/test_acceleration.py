@@ -111,7 +111,7 @@ def conditioned(kind: str, n: int = 80) -> tuple[Model, TensorDataset]:
     return Model(own, spec), found
 
 
-@pytest.mark.parametrize("kind", ["label", "vector"])
+@pytest.mark.parametrize("kind", ["label", pytest.param("vector", marks=pytest.mark.slow)])
 def test_every_row_of_a_guided_comparison_is_guided_and_no_untuned_one_costs_more(tmp_path, kind):
     untuned, items = conditioned(kind)
     result = tune(tmp_path / "run", model=untuned, data=items, guidance=2.0, steps=3, iters=2)

@@ -98,7 +98,9 @@ def trainer(folder: Path, kind: str, options: FlowMapOptions, steps: int = 20) -
     return Trainer(student, objective, dataset, train, folder, held_out=vectors(20))
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "scm" else []) for kind in OBJECTIVES]
+)
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     """Stopped in the middle of a round, with half-followed targets and running weights."""
     trainer(tmp_path / "whole", kind, OBJECTIVES[kind]).run()

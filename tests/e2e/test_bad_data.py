@@ -56,7 +56,10 @@ def test_a_folder_without_pictures_is_refused(undiffuse: Command, tmp_path: Path
     assert undiffuse("train", "photos", *TINY).refuses("no pictures", "notes.docx", "expected pictures")
 
 
-@pytest.mark.parametrize("kind", ["corrupt", "truncated", "bomb", "not a picture"])
+@pytest.mark.parametrize(
+    "kind",
+    ["corrupt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("truncated", "bomb", "not a picture"))],
+)
 def test_an_unreadable_picture_among_many_is_counted_and_named(undiffuse: Command, tmp_path: Path, kind: str):
     folder = pictures(tmp_path / "photos", 12)
     bad = folder / "bad.png"

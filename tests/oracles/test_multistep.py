@@ -169,7 +169,7 @@ def reference() -> tuple[Denoiser, Tensor, Tensor]:
     return denoiser, x, reference_end(denoiser, x, 400)  # off by 3e-8
 
 
-@pytest.mark.parametrize("row", list(TABLE))
+@pytest.mark.parametrize("row", [pytest.param(row, marks=[] if TABLE[row][3] else pytest.mark.slow) for row in TABLE])
 def test_orders_and_errors_are_those_of_the_spec_s_table(reference: tuple[Denoiser, Tensor, Tensor], row: str) -> None:
     denoiser, x, exact = reference
     name, options, orders, table = TABLE[row]

@@ -221,7 +221,7 @@ def test_solvers_converge_at_their_order_with_the_spec_table_s_errors(
     assert all(0.5 < found / told < 2 for found, told in zip(errors, published, strict=True)), errors
 
 
-@pytest.mark.parametrize("name", ["rf", "ve"])
+@pytest.mark.parametrize("name", [pytest.param("rf", marks=pytest.mark.slow), "ve"])
 def test_second_order_holds_on_other_schedules(name: str) -> None:
     process = process_of(name)
     denoiser, x = spec_mixture(process), normals(16, 2, seed=5) * levels(process, 0.99)[1]
