@@ -131,3 +131,18 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     methods = {row["name"]: row for row in json.loads(out)["methods"]}
     assert methods["ddrm"]["needs"] == ["svd"]
     assert asked(capsys, "solvers", "--restore", "--on", "digits")[0] != 0
+
+
+def test_labels_and_guidance_reach_the_prior(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("restore", "digits", "photo.png", "--mask", "mask.png", "--steps", "4", "--samples", "1", "--json")
+    means = []
+    for asks in ((), ("--label", "3"), ("--label", "8"), ("--label", "3", "--guidance", "3")):
+        code, out, err = asked(capsys, *words, *asks)
+        assert code == 0, err
+        (item,) = json.loads(out)["items"]
+        means.append(read_image(item["files"]["mean"]).tobytes())
+    assert len(set(means)) == 4
+    for asks, said in ((("--guidance", "2"), "needs a condition"), (("--label", "77"), "label 77 does not exist")):
+        code, _, err = asked(capsys, *words, *asks)
+        assert code != 0
+        assert said in err

@@ -67,6 +67,23 @@ def restore(
     samples: Annotated[int, typer.Option(help="Answers per picture; their spread is the uncertainty.")] = 8,
     steps: Annotated[int | None, typer.Option(help="Steps; default: the method's own.", show_default=False)] = None,
     budget: Annotated[int | None, typer.Option(help="For auto: forward passes per sample.", show_default=False)] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class of the pictures by name or number, where it is known; several take turns.", show_default=False
+        ),
+    ] = None,
+    cond: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Another condition of the model, written as for sample; several take turns.",
+            show_default=False,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
+    ] = None,
     start: Annotated[float, typer.Option(help="Time to begin at, from a rough answer: 0.3 is quicker than 1.")] = 1.0,
     tile: Annotated[
         int | None,
@@ -100,16 +117,18 @@ def restore(
             f"{drawn} is drawn at random, here as `undiffuse degrade --seed 0` draws it; if it was drawn otherwise, "
             "give the .safetensors file that degrade wrote, or the mask by --mask."
         )
+    conditions = _conditions(label or [], cond or [], guidance, len(jobs), found.model)
     settings: dict[str, Any] = {"samples": samples, "steps": steps, "budget": budget, "t_start": start, "tile": tile}
     settings |= {"batch_size": batch_size, "seed": seed, "options": options, "method": method}
     sections, items = [], []
-    for job in jobs:
+    for job, own in zip(jobs, conditions, strict=True):
         with output.progress() as listener:
-            result = _restored(found.model, job, settings, listener)
+            result = _restored(found.model, job, settings | {"cond": own or None} | _guided(guidance), listener)
         section, written = _write(result, job, out)
         sections.append(section)
         items.append(result.to_json() | {"image": job.name} | written)
         output.say(_line(job.name, result))
+    settings |= {"label": label, "cond": cond, "guidance": guidance}
     told = {key: value for key, value in settings.items() if value is not None and value != {}}
     report = _report(sections, found.name, out, items, told)
     output.finish(f"The report is {report}", {"model": model, "out": str(out), "report": str(report), "items": items})
@@ -119,6 +138,30 @@ def _restored(model: Model, job: Job, settings: dict[str, Any], listener: Listen
     from undiffuse.tasks.restore.run import restore as solve
 
     return solve(model, job.y, job.operator, noise=job.noise, listener=listener, **settings)
+
+
+def _conditions(
+    labels: list[str], conds: list[str], guidance: float | None, count: int, model: Model
+) -> list[dict[str, Any]]:
+    """Return the conditions of each picture, empty where none were asked for.
+
+    Raises:
+        ValueError: Guidance without a condition.
+    """
+    from undiffuse.cli.conditions import load_conditions, of_sample, read_conditions
+
+    if not labels and not conds:
+        if guidance is not None:
+            raise ValueError(f"--guidance {guidance:g} needs a condition; give --label or --cond, or leave it out.")
+        return [{} for _ in range(count)]
+    found = load_conditions(read_conditions(labels, conds, count, model.spec), model.spec)
+    return [of_sample(found, number, model.spec) for number in range(count)]
+
+
+def _guided(guidance: float | None) -> dict[str, Any]:
+    from undiffuse.guidance import ClassifierFreeGuidance
+
+    return {} if guidance is None else {"wrap": lambda denoiser: ClassifierFreeGuidance(denoiser, guidance)}
 
 
 def _line(name: str, result: RestoreResult) -> str:
