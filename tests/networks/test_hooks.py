@@ -49,6 +49,17 @@ def test_stop_after_ends_the_forward_pass_there(network):
     assert ran[-1] == "mid" and "up1.0" not in ran and "mid" in taken
 
 
+def test_the_forward_pass_can_end_once_all_was_taken(network):
+    ran = []
+    for name, block in network.blocks.items():
+        block.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+    with capture(network, ["up1.0", "down0.0"], stop_when_full=True) as taken:  # in any order
+        network(X, LEVEL)
+        pytest.fail("the body must end with the forward pass")
+    assert list(taken) == ["down0.0", "up1.0"] and "up0.0" not in ran
+    assert hooks_left(network) == len(network.blocks)
+
+
 def test_stop_after_need_not_be_captured(network):
     with capture(network, ["in"], stop_after="down0.0") as taken:
         network(X, LEVEL)

@@ -62,18 +62,27 @@ def _part(count: int, holdout: float) -> int:
     return part
 
 
+def rank_in_class(labels: Tensor, seed: int) -> Tensor:
+    """Return the place of each item among those of its class in a keyed order, int64 (N,).
+
+    Args:
+        labels: Class numbers int64 (N,).
+        seed: Key of the order.
+    """
+    order = permutation(seed, 0, len(labels))
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts
+    rank = torch.empty_like(labels)
+    rank[by_class] = torch.arange(len(labels)) - first[labels[by_class]]
+    return rank
+
+
 def _choose(dataset: IndexedDataset, part: int, seed: int) -> Tensor:
     """Return which items are held out, bool (N,)."""
     labels = dataset.class_labels()
     labels = torch.zeros(dataset.count, dtype=torch.int64) if labels is None else labels.cpu()
-    order = permutation(seed, 0, dataset.count)
-    by_class = order[torch.argsort(labels[order], stable=True)]
-    counts = torch.bincount(labels)
-    first = counts.cumsum(0) - counts
-    rank = torch.arange(dataset.count) - first[labels[by_class]]
-    chosen = torch.zeros(dataset.count, dtype=torch.bool)
-    chosen[by_class] = rank < _quotas(counts, part)[labels[by_class]]
-    return chosen
+    return rank_in_class(labels, seed) < _quotas(torch.bincount(labels), part)[labels]
 
 
 def _quotas(counts: Tensor, part: int) -> Tensor:

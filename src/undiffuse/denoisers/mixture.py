@@ -159,12 +159,14 @@ class MixtureDenoiser(ExactDenoiser):
         apart = (means - mean[:, None]) * share.sqrt()[..., None]  # roots of the spread between components
         alpha, sigma = _flat_levels(self.process, x, t)
 
-        dense = self._dense_cov(share, apart, t)
+        dense: list[Tensor | None] = []  # built for the second product: one alone costs less without
 
         def cov(vector: Tensor) -> Tensor:
             flat = vector.double().flatten(1)
-            if dense is not None:
-                return (dense @ flat[..., None]).reshape(x.shape).to(x.dtype)
+            if len(dense) < 2:
+                dense.append(self._dense_cov(share, apart, t) if dense else None)
+            if dense[-1] is not None:
+                return (dense[-1] @ flat[..., None]).reshape(x.shape).to(x.dtype)
             within = sum(share[:, m, None] * c.rest(flat, alpha, sigma) for m, c in enumerate(self._parts))
             between = torch.einsum("bmd,bm->bd", apart, torch.einsum("bme,be->bm", apart, flat))
             return (within + between).reshape(x.shape).to(x.dtype)
@@ -181,6 +183,10 @@ class MixtureDenoiser(ExactDenoiser):
         levels = self.process.coefficients(t.clamp(max=most) if isinstance(t, Tensor) else min(t, most), x)
         back = levels[0] / levels[1] ** 2
         return Linearised(Posterior(mean.reshape(x.shape).to(x.dtype)), lambda vector: back * cov(vector), cov, draw)
+
+    def responsibilities(self, x: Tensor, t: Time, cond: Embedded | None = None) -> Tensor:
+        """Return the probability of each component given x_t, float64 (B, M)."""
+        return self._joint(x, t, cond)[0].softmax(1)
 
     def _dense_cov(self, share: Tensor, apart: Tensor, t: Time) -> Tensor | None:
         """Return the covariances (B, D, D) where they are small and the components' are shared by the batch."""
@@ -245,6 +251,11 @@ class MixtureDenoiser(ExactDenoiser):
     def _joint(self, x: Tensor, t: Time, cond: Embedded | None) -> tuple[Tensor, Tensor]:
         """Return log p(component, x_t) (B, M) and the posterior mean of each component (B, M, D)."""
         alpha, sigma = _flat_levels(self.process, x, t)
+        if alpha.shape[1] == 1 and all(c.basis.shape[1] == x[0].numel() for c in self._parts):
+            if not isinstance(t, Tensor) or t.ndim == 0:
+                alpha, sigma = alpha[:1], sigma[:1]
+            log_prob, means = _all_shared(self._parts, x.double().flatten(1), alpha, sigma)
+            return self._prior(len(x), cond) + log_prob, means
         solve = _Component.shared if alpha.shape[1] == 1 else _Component.elementwise
         parts = [solve(c, x.double().flatten(1), alpha, sigma) for c in self._parts]
         log_prob = torch.stack([p[0] for p in parts], dim=1)
@@ -305,6 +316,21 @@ class GaussianDenoiser(MixtureDenoiser):
 
     def __init__(self, mean: Tensor, cov: Tensor, process: GaussianProcess, *, spec: DataSpec | None = None) -> None:
         super().__init__(torch.ones(1), mean[None], cov[None], process, spec=spec)
+
+
+def _all_shared(parts: list[_Component], x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """`_Component.shared` of components of full rank in one go: log p(x_t) (B, M) and posterior means (B, M, D).
+
+    alpha and sigma are (B, 1), or (1, 1) for a time that all rows share.
+    """
+    means, bases = torch.stack([c.mean for c in parts]), torch.stack([c.basis for c in parts])  # (M, D), (M, D, D)
+    variances = torch.stack([c.variances + c.residual for c in parts])
+    inside = x.expand(len(parts), -1, -1) @ bases - alpha * (means[:, None] @ bases)
+    along = alpha**2 * variances[:, None] + sigma**2  # (M, B, D)
+    solved = _ratio(inside, along)
+    distance = (solved * inside).sum(2) + along.log().sum(2)
+    found = torch.baddbmm(means[:, None], alpha * variances[:, None] * solved, bases.mT)
+    return -0.5 * (distance + x.shape[1] * math.log(math.tau)).T, found.transpose(0, 1)
 
 
 def _component(mean: Tensor, cov: Tensor) -> _Component:

@@ -62,6 +62,10 @@ class Backbone(nn.Module):
         """Named blocks in order of execution, each returning one tensor; hooks address them by these names."""
         raise NotImplementedError
 
+    def returns_tokens(self, name: str) -> bool:
+        """Whether the block called `name` returns tokens (B, L, width) where others return maps (B, width, *)."""
+        return False
+
     def run(self, block: nn.Module, *args: Any) -> Tensor:
         """Return block(*args): compiled where the block is, recomputed in the backward pass where `recomputes`."""
         call = call_of(block)

@@ -111,6 +111,10 @@ class DiT(Backbone):
                 named[f"block{index}.temporal"] = self.temporal[index]
         return named | {"out": self.leave} | ({"variance": self.variance} if self.variance else {})
 
+    def returns_tokens(self, name: str) -> bool:
+        """All blocks do."""
+        return True
+
     def check_sizes(self, sizes: Sequence[int]) -> None:
         """Refuse spatial sizes that this network cannot take.
 

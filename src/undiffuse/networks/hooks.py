@@ -5,7 +5,7 @@
     taken["mid"]
 
 Works on our networks (`network.blocks`), on those of diffusers (`DiffusersNetwork.blocks`) and on any `nn.Module` by
-the names of its submodules. Hooks are
+the names of its submodules. `block_maps.block_map` turns what a block returned into a map on the data's axes. Hooks are
 removed on exit, also after an error. Give the network itself, not one wrapped by `torch.compile`; compiled blocks
 (`compile_blocks`) run their own code while anyone listens.
 
@@ -32,13 +32,18 @@ class _StopForward(Exception):
     """Raised by a hook to end the forward pass of the `capture` that owns it."""
 
     def __init__(self, owner: object) -> None:
-        super().__init__("the forward pass was ended by capture(stop_after=...)")
+        super().__init__("the forward pass was ended by capture(stop_after=..., stop_when_full=...)")
         self.owner = owner
 
 
 @contextmanager
 def capture(
-    network: nn.Module, names: Iterable[str], *, stop_after: str | None = None, inputs: bool = False
+    network: nn.Module,
+    names: Iterable[str],
+    *,
+    stop_after: str | None = None,
+    stop_when_full: bool = False,
+    inputs: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Collect what named blocks return (or, with `inputs`, their first argument) while the body runs.
 
@@ -50,6 +55,7 @@ def capture(
         names: Names of blocks, or of their attention.
         stop_after: End the body silently once this block has run: nothing behind it is computed, and the
             statements after the network's call are skipped.
+        stop_when_full: End it so once all of `names` were taken, each for the first time.
         inputs: Collect inputs instead of outputs.
 
     Yields:
@@ -61,10 +67,11 @@ def capture(
     taken: dict[str, Any] = {}
     places = {name: find_block(network, name) for name in names}
     last = None if stop_after is None else find_block(network, stop_after)
+    wanted = len(places) if stop_when_full else None
     with ExitStack() as stack:
         stack.enter_context(eager_blocks())
         for name, block in places.items():
-            _attach(stack, block, _keeper(taken, name), inputs=inputs)
+            _attach(stack, block, _keeper(taken, name, wanted), inputs=inputs)
         if last is not None:  # attached last, so that the block's own value is taken before
             _attach(stack, last, _stopper(taken), inputs=False)
         try:
@@ -153,9 +160,13 @@ def _first_argument_hook(change: Callable[[Any], Any]) -> Callable[..., tuple[An
     return hook
 
 
-def _keeper(taken: dict[str, Any], name: str) -> Callable[[Any], None]:
+def _keeper(taken: dict[str, Any], name: str, wanted: int | None) -> Callable[[Any], None]:
+    """Return what keeps a block's value, and ends the forward pass where that makes `wanted` values."""
+
     def keep(value: Any) -> None:
         taken[name] = value
+        if len(taken) == wanted:
+            raise _StopForward(taken)
 
     return keep
 

@@ -67,3 +67,7 @@ class TokenUNet(UNet):
     def blocks(self) -> dict[str, nn.Module]:
         """The blocks of the U-Net behind "embedding" (B, L, E)."""
         return {"embedding": self.embedding, **super().blocks}
+
+    def returns_tokens(self, name: str) -> bool:
+        """The embedding does."""
+        return name == "embedding"

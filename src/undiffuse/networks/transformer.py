@@ -36,11 +36,12 @@ class Transformer(Backbone):
         dropout: Share of features dropped in training after attention and feed-forward layers.
         neighbours: Tokens on each side that every block mixes by a convolution before attention; 0 for none.
         causal: Let each token see itself and those before it only; the convolution then mixes those before it, in line.
+        conv_mlp: Let the feed-forward part of blocks see the neighbours of each token.
         conditions: Conditions by name; maps are refused.
         grid: Size of the grid that the tokens lie on, row by row; empty where they are a line of any length.
 
     Raises:
-        ValueError: Heads have too few features for the axes of the grid.
+        ValueError: Heads have too few features for the axes of the grid, or `conv_mlp` where causal.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Transformer(Backbone):
         dropout: float = 0.0,
         neighbours: int = 0,
         causal: bool = False,
+        conv_mlp: bool = False,
         conditions: Mapping[str, ConditionSpec] | None = None,
         grid: Sequence[int] = (),
     ) -> None:
@@ -84,6 +86,7 @@ class Transformer(Backbone):
                 token_dim=token_dim,
                 grid=() if causal else self.grid,
                 causal=causal,
+                conv_mlp=conv_mlp,
             )
             for _ in range(depth)
         )
@@ -128,6 +131,10 @@ class Transformer(Backbone):
         """Named "in", "block0" .., "out"; outputs (B, L, width), the last (B, L, K)."""
         body = {f"block{index}": block for index, block in enumerate(self.body)}
         return {"in": self.embedding, **body, "out": self.leave}
+
+    def returns_tokens(self, name: str) -> bool:
+        """All blocks do."""
+        return True
 
     def _positions(self, hidden: Tensor, first: int) -> Rotary:
         count = hidden.shape[1]
