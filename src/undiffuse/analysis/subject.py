@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,17 +22,15 @@ Wrap = Callable[[Denoiser], Denoiser]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A denoiser of a Gaussian process, and the model it belongs to, if any.
+class Asked:
+    """A denoiser that is asked about given data, and the model it belongs to, if any.
 
     Args:
         denoiser: Asked; in evaluation mode.
-        process: Its process.
         model: Knows units, codec and conditions; None where only a denoiser was given: then data are states.
     """
 
     denoiser: Denoiser
-    process: GaussianProcess
     model: Model | None = None
 
     @property
@@ -51,17 +49,25 @@ class Subject:
         tensors = (*self.denoiser.parameters(), *self.denoiser.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def check(self, data: Tensor) -> Tensor:
-        """Return data that fit, as floats.
+    def check_shape(self, data: Tensor) -> None:
+        """Refuse what is no batch of the model's items.
 
         Raises:
-            ValueError: Another shape, no items, or numbers that are not finite.
+            ValueError: Another shape, or no items.
         """
         if data.ndim < 2 or len(data) == 0:
             raise ValueError(f"the data have shape {tuple(data.shape)}; expected items in a batch, (n, ...), n >= 1.")
         expected = None if self.spec is None or self.model is None else self.spec.shape
         if expected is not None and tuple(data.shape[1:]) != tuple(expected):
             raise ValueError(f"the data have items of shape {tuple(data.shape[1:])}; the model's are {expected}.")
+
+    def check(self, data: Tensor) -> Tensor:
+        """Return data that fit, as floats.
+
+        Raises:
+            ValueError: Another shape, no items, or numbers that are not finite.
+        """
+        self.check_shape(data)
         data = data if data.is_floating_point() else data.float()
         if not bool(data.isfinite().all()):
             bad = int((~data.isfinite()).flatten(1).any(1).nonzero()[0, 0])
@@ -87,6 +93,16 @@ class Subject:
             if value.ndim == 0 or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)}; expected one row per item ({n}).")
         return Fitted(rows)
+
+
+@dataclass(frozen=True)
+class Subject(Asked):
+    """One whose process is Gaussian."""
+
+    @property
+    def process(self) -> GaussianProcess:
+        """Its process."""
+        return cast(GaussianProcess, self.denoiser.process)
 
     def levels(self, data: Tensor) -> tuple[float, float] | None:
         """Return the lowest and highest integer level, where the data are integers with a range; else None."""
@@ -121,17 +137,8 @@ def subject_of(model: Any, wrap: Wrap | None = None, *, task: str, allow_unnorma
         ValueError: A flow map, tokens, a source that is not Gaussian, or answers that belong to no density.
         TypeError: Something else than a model.
     """
-    bare = getattr(model, "module", model.denoiser) if isinstance(model, Model) else model
-    if isinstance(bare, FlowMap):
-        raise ValueError(
-            f"{task} needs a denoiser and this is a flow map, whose jumps have no density; give the model it was "
-            "distilled from, or flow_map.diagonal() where the flow map was trained to denoise."
-        )
-    if not isinstance(bare, Denoiser):
-        raise TypeError(
-            f"{task} needs a Model or a Denoiser, not {type(model).__name__}; load one with undiffuse.load."
-        )
-    denoiser = bare if wrap is None else wrap(bare)
+    asked = asked_of(model, wrap, task=task)
+    denoiser = asked.denoiser
     if not isinstance(denoiser.process, GaussianProcess):
         raise ValueError(
             f"{task} by the probability-flow ODE needs continuous data and this model is categorical; use "
@@ -144,5 +151,29 @@ def subject_of(model: Any, wrap: Wrap | None = None, *, task: str, allow_unnorma
             f"{type(denoiser).__name__} changes the denoiser's answers, so they are those of no density; give the "
             "bare denoiser, or allow_unnormalised=True for a figure that is no likelihood."
         )
+    return Subject(denoiser, asked.model)
+
+
+def asked_of(model: Any, wrap: Wrap | None = None, *, task: str) -> Asked:
+    """Return the denoiser of a model, continuous or of tokens, in evaluation mode.
+
+    Args:
+        model, wrap, task: As in `subject_of`.
+
+    Raises:
+        ValueError: A flow map.
+        TypeError: Something else than a model.
+    """
+    bare = getattr(model, "module", model.denoiser) if isinstance(model, Model) else model
+    if isinstance(bare, FlowMap):
+        raise ValueError(
+            f"{task} needs a denoiser and this is a flow map, whose jumps have no density; give the model it was "
+            "distilled from, or flow_map.diagonal() where the flow map was trained to denoise."
+        )
+    if not isinstance(bare, Denoiser):
+        raise TypeError(
+            f"{task} needs a Model or a Denoiser, not {type(model).__name__}; load one with undiffuse.load."
+        )
+    denoiser = bare if wrap is None else wrap(bare)
     denoiser.eval()
-    return Subject(denoiser, denoiser.process, model if isinstance(model, Model) else None)
+    return Asked(denoiser, model if isinstance(model, Model) else None)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from undiffuse.analysis.items import Chosen
 from undiffuse.analysis.options import LikelihoodOptions
 from undiffuse.analysis.results import Likelihood
-from undiffuse.denoisers.base import Denoiser
+from undiffuse.analysis.subject import Asked, asked_of
 from undiffuse.denoisers.elbo import token_bounds
 from undiffuse.events import Advanced, Finished, Listener, Started
-from undiffuse.models.conditions import Fitted, fit_conditions
-from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
 
@@ -28,21 +27,10 @@ def token_likelihood(
     Raises:
         ValueError: The data are no token ids of the model's shape and vocabulary.
     """
-    denoiser: Denoiser = model.denoiser if isinstance(model, Model) else model
-    assert isinstance(denoiser.process, CategoricalProcess)
-    tokens, device = items.data, model.device if isinstance(model, Model) else items.data.device
-    if isinstance(model, Model) and model.codec is not None:
-        with torch.no_grad():
-            tokens = torch.cat([model.encode(rows) for rows in tokens.split(options.batch_size)])
-    if tokens.ndim != 2 or tokens.is_floating_point():
-        raise ValueError(
-            f"the data are {tokens.dtype} of shape {tuple(tokens.shape)}; expected token ids int64 (n, L)."
-        )
-    classes = denoiser.process.classes
-    if bool(((tokens < 0) | (tokens >= classes)).any()):
-        raise ValueError(f"the data have ids outside 0 to {classes - 1}, the classes of this model.")
-    denoiser.eval()
-    rows = fit_conditions(cond, len(tokens), model.spec, device) if isinstance(model, Model) else Fitted(cond or {})
+    asked = asked_of(model, task="a likelihood")
+    denoiser, device = asked.denoiser, asked.device
+    tokens = encode_tokens(asked, items.data, options.batch_size)
+    rows = asked.conditions(cond, len(tokens))
     size, count, parts = options.batch_size, len(tokens), []
     listener(Started(_TASK, count, "item"))
     for low in range(0, count, size):
@@ -74,3 +62,23 @@ def token_likelihood(
         index=items.index,
         settings={"draws": len(bounds), "seed": seed},
     )
+
+
+def encode_tokens(asked: Asked, data: Tensor, batch_size: int) -> Tensor:
+    """Return data as token ids int64 (n, L), by the model's codec where it has one.
+
+    Raises:
+        ValueError: The data are no token ids of the model's shape and vocabulary.
+    """
+    tokens, process = data, asked.denoiser.process
+    assert isinstance(process, CategoricalProcess)
+    if asked.model is not None and asked.model.codec is not None:
+        asked.check_shape(data)
+        tokens = torch.cat([asked.encode(rows) for rows in data.split(batch_size)])
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise ValueError(
+            f"the data are {tokens.dtype} of shape {tuple(tokens.shape)}; expected token ids int64 (n, L)."
+        )
+    if bool(((tokens < 0) | (tokens >= process.classes)).any()):
+        raise ValueError(f"the data have ids outside 0 to {process.classes - 1}, the classes of this model.")
+    return tokens.to(asked.device)
