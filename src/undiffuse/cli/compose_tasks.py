@@ -1,0 +1,75 @@
+"""What a word of the command line means as tasks of matching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from undiffuse.analysis.compositionality.task import Task
+    from undiffuse.cli.places import Found
+
+LABELLED, TWO_DIGITS = "labelled", "two-digits"
+WORDS = """\b
+A task is one of:
+  FOLDER or FILE       a folder with task.json, such a file, or what undiffuse self-bench wrote
+  LAYOUT:FOLDER        a published benchmark as its authors lay it out; --layouts lists them
+  labelled:DATA        which class: labelled data; of what the model was trained on the part that was held out
+  two-digits           pictures of two digits, made on the spot, for models trained on undiffuse's two digits
+"""
+
+
+def open_tasks(words: Sequence[str], found: Found, limit: int | None, seed: int) -> list[Task]:
+    """Return the tasks that words mean, `limit` items of each, chosen by the seed.
+
+    Raises:
+        ValueError: No words, or an unknown layout.
+        DataError: Nothing there, or nothing that can be read; the message says what is expected.
+    """
+    if not words:
+        raise ValueError("name a task: a folder with task.json, LAYOUT:FOLDER, labelled:DATA or two-digits.")
+    tasks = [task for word in words for task in _open(word, found)]
+    return [_some(task, limit, seed) for task in tasks]
+
+
+def _open(word: str, found: Found) -> list[Task]:
+    from undiffuse.analysis.compositionality.layouts.table import open_layout
+    from undiffuse.analysis.compositionality.self_bench import read_self_bench
+    from undiffuse.analysis.compositionality.task import FILE, read_task
+    from undiffuse.analysis.compositionality.two_digits import two_digit_tasks
+
+    path = Path(word).expanduser()
+    if path.exists():
+        is_many = path.is_dir() and not (path / FILE).is_file() and any(path.glob(f"*/{FILE}"))
+        return read_self_bench(path) if is_many else [read_task(path)]
+    if word == TWO_DIGITS:
+        return [*two_digit_tasks(), *two_digit_tasks(unseen=True)]
+    layout, colon, folder = word.partition(":")
+    if colon and layout == LABELLED:
+        return [_labelled(found, folder)]
+    return open_layout(layout, folder) if colon else [read_task(path)]
+
+
+def _labelled(found: Found, source: str) -> Task:
+    from undiffuse.analysis.compositionality.labelled import labelled_task
+    from undiffuse.analysis.items import choose_items
+    from undiffuse.cli.places import open_held_out
+    from undiffuse.errors import DataError
+
+    dataset, _ = open_held_out(found, source)
+    items = choose_items(dataset, None, 0)
+    if "label" not in items.cond:
+        raise DataError(f"{source} has no labels; a labelled task needs folders of classes, or a label column.")
+    return labelled_task(items.data, items.cond["label"], found.model.spec.classes, source)
+
+
+def _some(task: Task, limit: int | None, seed: int) -> Task:
+    from undiffuse.noise import permutation
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} must be at least 1.")
+    if limit is None or limit >= len(task):
+        return task
+    return task.take(permutation(seed, 0, len(task))[:limit].sort().values.tolist())
