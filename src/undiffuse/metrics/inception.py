@@ -29,7 +29,7 @@ def load_inception(path: str | Path) -> Inception:
     Raises:
         CheckpointError: The file is missing, a pickle, damaged, or of another network.
     """
-    from undiffuse.models.bundle import read_tensors
+    from undiffuse.models.folder import read_tensors
 
     state = {name: tensor for name, tensor in read_tensors(Path(path)).items() if not name.startswith(_UNUSED)}
     with torch.device("meta"):

@@ -21,11 +21,12 @@ from undiffuse.errors import CheckpointError
 from undiffuse.metrics.classifier import ImageClassifier, load_classifier
 from undiffuse.metrics.distances import Array, Matrix
 from undiffuse.metrics.inception import SIDE, load_inception
+from undiffuse.metrics.vision import load_vision
 
 _BATCH = 64
 _VERSION = 1  # of the preprocessing below: part of the name of cached features
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class NetworkFeatures:
@@ -258,48 +259,21 @@ def _clipped(x: Tensor) -> Tensor:
 
 
 def _load_clip(name: str | Path) -> Any:
-    try:
-        from transformers import CLIPVisionModelWithProjection
-    except ImportError as error:
-        raise CheckpointError("CLIP features need transformers: pip install 'undiffuse[pretrained]'.") from error
-    try:
-        network = CLIPVisionModelWithProjection.from_pretrained(
-            str(name), use_safetensors=True, local_files_only=Path(name).is_dir()
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"cannot read CLIP from {str(name)!r} ({reason}); give a folder with config.json and model.safetensors, or "
-            "a name on the hub such as openai/clip-vit-base-patch32."
-        ) from error
-    return network.eval().requires_grad_(False)
+    return load_vision(name, "CLIP", "openai/clip-vit-base-patch32", loader="CLIPVisionModelWithProjection")
 
 
 def _load_dinov2(name: str | Path) -> tuple[nn.Module, list[int], list[float], list[float]]:
+    network = load_vision(name, "DINOv2", "facebook/dinov2-small", kinds=("dinov2", "dinov2_with_registers"))
     try:
-        from transformers import AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise CheckpointError("DINOv2 features need transformers: pip install 'undiffuse[pretrained]'.") from error
-    logging.disable_progress_bar()
-    local = Path(name).is_dir()
-    try:
-        network = AutoModel.from_pretrained(str(name), use_safetensors=True, local_files_only=local)
-        settings = _preprocessing(str(name), local)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"cannot read DINOv2 from {str(name)!r} ({reason}); give a folder with config.json and model.safetensors, "
-            "or a name on the hub such as facebook/dinov2-small."
-        ) from error
-    if network.config.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise CheckpointError(f"{str(name)!r} is a {network.config.model_type} network; expected dinov2.")
+        settings = _preprocessing(str(name), Path(name).is_dir())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read preprocessor_config.json of {str(name)!r} ({error}).") from error
     crop = settings.get("crop_size") or {}
     side = [int(crop.get("height", 224)), int(crop.get("width", 224))]
     mean, std = (
-        list(settings.get(key, default)) for key, default in zip(("image_mean", "image_std"), _IMAGENET, strict=True)
+        list(settings.get(key, default)) for key, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)
     )
-    return network.eval().requires_grad_(False), side, mean, std
+    return network, side, mean, std
 
 
 def _preprocessing(name: str, local: bool) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""From vectors of cells to matches: nearest neighbours, soft-argmax, and how far each can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from undiffuse.tasks.match.frame import Frame
+
+_CHUNK = 1 << 22  # similarities held at once
+_NEAR = 1  # cells around a match that belong to it
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A picture as matching sees it.
+
+    Args:
+        vectors: Unit vectors (N, D), one per cell, row by row.
+        frame: Where the picture lies.
+        grid: Rows and columns, h w = N.
+        allowed: Cells that may be matched, bool (N,).
+    """
+
+    vectors: Tensor
+    frame: Frame
+    grid: tuple[int, int]
+    allowed: Tensor
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres of the cells in pixels of the picture, (N, 2)."""
+        return self.frame.centres(self.grid)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the cells of one picture have in another; m queries.
+
+    Args:
+        positions: In pixels of the target picture, float64 (m, 2).
+        cells: The best cell of the target, int64 (m,).
+        similarity: Cosine of the fused vectors, (m,).
+        confidence: Share of the softmax over all cells that lies on the best one and those next to it, (m,).
+        ratio: Distance to the best cell over that to the best elsewhere, 0 to 1, (m,); near 1 is ambiguous.
+        back: The cell of the source that the best cell matches, (m,); the query's own, where the match is mutual.
+    """
+
+    positions: Tensor
+    cells: Tensor
+    similarity: Tensor
+    confidence: Tensor
+    ratio: Tensor
+    back: Tensor
+
+
+def find_matches(
+    src: Cells, dst: Cells, queries: Tensor, *, method: str = "nearest", temperature: float = 0.04, window: int = 7
+) -> Found:
+    """Match cells of a source with those of a target, in chunks that bound the memory.
+
+    "nearest" is the centre of the most similar cell; "soft-argmax" the mean of all centres under softmax(similarity /
+    temperature); "window" that of the centres at most `window` rows and columns from the most similar one. Cells that
+    are not allowed have similarity -inf: they are never returned and weigh nothing.
+
+    Args:
+        src: The source.
+        dst: The target.
+        queries: Cells of the source, int64 (m,).
+        method: "nearest", "soft-argmax" or "window".
+        temperature: Of the softmax, above 0.
+        window: Cells on each side.
+
+    Raises:
+        ValueError: No cell of the target is allowed.
+
+    Source: Zhang et al. 2023, arXiv:2305.15347; the window as in Zhang et al. 2024, arXiv:2311.17034, section 4.
+    """
+    if not bool(dst.allowed.any()):
+        raise ValueError("the mask leaves no cell of the target to match with; give a larger mask.")
+    parts = []
+    for rows in queries.split(max(1, _CHUNK // max(len(src.vectors), len(dst.vectors)))):
+        similarity = src.vectors[rows] @ dst.vectors.T
+        similarity[:, ~dst.allowed] = -torch.inf
+        parts.append(_of_chunk(similarity, src, dst, method, temperature, window))
+    return Found(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _of_chunk(
+    similarity: Tensor, src: Cells, dst: Cells, method: str, temperature: float, window: int
+) -> Iterator[Tensor]:
+    """Yield the fields of `Found` for similarities (m, N)."""
+    top, best = similarity.max(dim=1)
+    share = torch.softmax(similarity.double() / temperature, dim=1)
+    near = _around(best, dst.grid, _NEAR)
+    if method == "nearest":
+        yield dst.centres[best]
+    else:
+        weight = share if method == "soft-argmax" else share * _around(best, dst.grid, window)
+        yield weight @ dst.centres / weight.sum(dim=1, keepdim=True)
+    yield best
+    yield top
+    yield (share * near).sum(dim=1).float()
+    second = similarity.masked_fill(near, -torch.inf).max(dim=1).values
+    yield torch.where(second.isfinite(), (_distance(top) / _distance(second).clamp_min(1e-12)).clamp(max=1), 0.0)
+    backwards = dst.vectors[best] @ src.vectors.T
+    yield backwards.masked_fill(~src.allowed, -torch.inf).argmax(dim=1)
+
+
+def _around(cells: Tensor, grid: tuple[int, int], reach: int) -> Tensor:
+    """Return which cells of a grid lie at most `reach` rows and columns from each of `cells`, bool (m, N)."""
+    number = torch.arange(grid[0] * grid[1], device=cells.device)
+    row, column = number // grid[1], number % grid[1]
+    rows = (row - cells[:, None] // grid[1]).abs() <= reach
+    return rows & ((column - cells[:, None] % grid[1]).abs() <= reach)
+
+
+def _distance(similarity: Tensor) -> Tensor:
+    """Return the distance of unit vectors."""
+    return (2 - 2 * similarity).clamp_min(0).sqrt()
