@@ -4,8 +4,9 @@ A U-Net for 32 x 32 pictures in colour, half of the pixels missing, one core. Fo
 
     time of the restoration / (evaluations x forward + differentiated ones x products x backward)
 
-of medians over runs that take turns. Asked is at most 1.05: methods ask the network once a step and add next to
-nothing. MMPS takes one product per iteration and one more, all others one.
+of medians over runs that take turns, in seconds of one thread, so that other processes hardly count. Asked is at most
+1.05: methods ask the network once a step and add next to nothing. MMPS takes one product per iteration and one more,
+all others one.
 
     python benchmarks/restore_cost.py [--out results.json]
 """
@@ -74,14 +75,14 @@ def passes(denoiser: Denoiser, x: Tensor) -> tuple[Callable[[], Any], Callable[[
 
 
 def medians(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each task, run in turns after a round to warm up."""
+    """Return the median CPU seconds of each task, run in turns after a round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = time.process_time()
             task()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 

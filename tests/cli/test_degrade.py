@@ -108,7 +108,7 @@ def test_the_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
         (("photos/a.png", "--operator", "jpeg:200"), "whole number from 1 to 100"),
         (("photos/a.png", "--mask", "photos/deep/b.png"), "neither 0 (missing) nor 1 (known)"),
         (("photos/a.png", "--mask", "m.png", "--operator", "downsample:2"), "--mask has no use"),
-        (("photos/a.png", "--noise", "gaussian:-1"), "must be above 0"),
+        (("photos/a.png", "--noise", "gaussian:-1"), "std=-1.0 of gaussian noise must be above 0"),
         (("alpha.png",), "has an alpha channel; --channels rgb"),
         (("nan.npy",), "has 3 values that are not finite"),
         (("big.npy",), "say their range, for example --range 0,"),

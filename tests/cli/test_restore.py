@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from undiffuse.cli.main import run
 from undiffuse.images.read import read_image
@@ -64,6 +65,19 @@ def test_a_scratched_picture_and_its_mask_give_an_answer_and_a_map(capsys: pytes
     assert json.loads(Path("restored/result.json").read_text())["items"][0]["residual_rms"] == item["residual_rms"]
     again = json.loads(asked(capsys, *words, "--json", "--out", "there")[1])["items"][0]
     assert np.array_equal(read_image(again["files"]["samples"]), read_image(item["files"]["samples"]))
+
+
+def test_an_unknown_kernel_is_written_beside_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("restore", "digits", "photo.png", "--operator", "blur:uniform,3", "--noise-std", "0.02")
+    code, out, err = asked(capsys, *words, "--method", "blind-dps", "--steps", "2", "--samples", "2", "--json")
+    assert code == 0, err
+    (item,) = json.loads(out)["items"]
+    kernel = load_file(item["files"]["learned"])["kernel"]
+    assert kernel.shape == (2, 3, 3)
+    assert kernel.sum((1, 2)).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert min(read_image(item["files"]["kernel"]).shape[:2]) >= 48  # enlarged, as samples are
+    assert min(read_image(item["files"]["samples"]).shape[:2]) >= 48
+    assert Path("restored/restored.html").read_text().count("data:image/png") == 3
 
 
 def test_what_degrade_wrote_is_restored(capsys: pytest.CaptureFixture[str]) -> None:

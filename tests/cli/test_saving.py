@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from undiffuse.cli.sample import folder_name, read_size
+from undiffuse.cli.asking import read_size
+from undiffuse.cli.sample import folder_name
 from undiffuse.cli.saving import save_samples
 from undiffuse.spec import DataSpec
 

@@ -14,7 +14,7 @@ from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
 from undiffuse.guidance.measurement import PiGDM, Proximal
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
-from undiffuse.operators.krylov import gmres
+from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.operators.sensing import Matrix
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
@@ -98,6 +98,36 @@ def test_pigdm_is_exact_for_white_data_of_any_variance() -> None:
     answer = PiGDM(prior, Matrix((D,), a), y, sy, data_var=v)(x, t).mean
     torch.testing.assert_close(answer, wanted, rtol=0, atol=1e-8)
     assert (PiGDM(prior, Matrix((D,), a), y, sy)(x, t).mean - wanted).abs().max() > 1e-3  # v = 1 over-shoots
+
+
+@pytest.mark.parametrize("sy", [0.2, 0.0])
+def test_pigdm_goes_no_further_than_is_best_along_its_step(sy: float) -> None:
+    """Data with a direction of 400 times the variance that it is told: e^T (M c e - residual) = 0 at its c."""
+    process, t, v = process_of("vp"), 0.95, 0.05
+    direction = torch.ones(D, 1, dtype=torch.float64) / D**0.5
+    cov = 20.0 * direction @ direction.T + 0.02 * torch.eye(D, dtype=torch.float64)
+    prior, operator = GaussianDenoiser(torch.zeros(D), cov, process), Matrix((D,), normal(3, D, seed=3))
+    x, y = normal(ROWS, D, seed=4), normal(ROWS, 3, seed=5)
+    wrapped = PiGDM(prior, operator, y, sy, data_var=v)
+    answer = prior.linearise(x, t)
+    mean = answer.post.mean
+    back = wrapped.back_projected(mean, x, t)
+    e = torch.linalg.lstsq(operator.adjoint(torch.eye(3).double()).T, back.T).solution.T  # back = A^T e
+    shift = wrapped.shift(answer, x, t)
+    length = (shift / answer.cov(back)).mean(1, keepdim=True)
+    assert (length < 0.2).all() and (length > 0).all()
+    slope = e * (operator(shift) + sy**2 * length * e - (y - operator(mean)))
+    torch.testing.assert_close(slope.sum(1), torch.zeros(ROWS).double(), rtol=0, atol=1e-8 * float(e.norm()) ** 2)
+
+
+def test_conjugate_gradients_stop_where_the_matrix_is_no_covariance() -> None:
+    matrix = torch.stack(
+        [torch.diag(torch.tensor([1.0, 2.0, 3.0])), torch.diag(torch.tensor([1.0, -5.0, 0.2]))]
+    ).double()
+    b = torch.ones(2, 3, dtype=torch.float64)
+    found = conjugate_gradient(lambda v: (matrix @ v[..., None])[..., 0], b, iterations=3, tol=0.0, least=0.05)
+    torch.testing.assert_close(found[0], 1 / matrix[0].diagonal())
+    assert torch.equal(found[1], torch.zeros(3).double())  # the first direction has a curvature of -3.8
 
 
 def test_tmpd_divides_by_the_diagonal() -> None:

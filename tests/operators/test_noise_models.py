@@ -109,7 +109,7 @@ def test_text_is_in_image_units_and_python_in_model_units():
     ("text", "said"),
     [
         ("gausian:0.1", "Did you mean 'gaussian'"),
-        ("gaussian:-0.1", "std=-0.2 of gaussian noise must be above 0"),
+        ("gaussian:-0.1", "std=-0.1 of gaussian noise must be above 0"),
         ("gaussian,sigma=1", "its options are std=0.05"),
         ("gaussian:loud", "must be a number"),
         ("salt_pepper:1.5", "between 0 and 1"),

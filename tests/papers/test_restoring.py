@@ -6,6 +6,7 @@ import pytest
 
 from undiffuse.papers import low_level_vision, red_diff
 from undiffuse.papers.catalogue import PAPERS, load_reproduction
+from undiffuse.papers.other_tables import decibels_apart, near_calibrated, near_decibels
 from undiffuse.papers.restoring import digits_bench, table
 from undiffuse.papers.study import Study
 from undiffuse.report.restore_bench import spread_figure
@@ -31,10 +32,16 @@ def test_what_counts_as_near_another_table():
     def row(spread: float, energy: float) -> BenchRow:
         return BenchRow(operator="a", method="b", steps=1, exact_spread=spread, energy=energy)
 
-    assert low_level_vision._near(row(1.14, 0.9), (1.0, 0.1))  # within 15 %
-    assert low_level_vision._near(row(1.02, 0.1), (1.5, 0.4))  # nearer to the exact posterior by both
-    assert not low_level_vision._near(row(0.45, 0.1), (1.04, 0.18))  # too narrow, however near
-    assert not low_level_vision._near(row(1.02, 0.6), (1.5, 0.4))
+    assert near_calibrated(row(1.14, 0.9), (1.0, 0.1))  # within 15 %
+    assert near_calibrated(row(1.02, 0.1), (1.5, 0.4))  # nearer to the exact posterior by both
+    assert not near_calibrated(row(0.45, 0.1), (1.04, 0.18))  # too narrow, however near
+    assert not near_calibrated(row(1.02, 0.6), (1.5, 0.4))
+
+    exact, ours = (BenchRow(operator="a", method="b", steps=1, psnr=p, psnr_mean=q) for p, q in ((17, 20), (17.5, 19)))
+    assert decibels_apart(ours, exact) == (0.5, -1.0)
+    assert near_decibels((0.5, -1.0), (18.0, 19.4), (17.5, 20.0))  # 0.5 and -0.6 there
+    assert not near_decibels((0.5, -1.2), (18.0, 19.4), (17.5, 20.0))
+    assert not near_decibels((-0.1, -0.6), (18.0, 19.4), (17.5, 20.0))
 
 
 def test_the_papers_are_in_the_catalogue():
@@ -43,7 +50,7 @@ def test_the_papers_are_in_the_catalogue():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "parts"), [(red_diff, 7), (low_level_vision, 6)])
+@pytest.mark.parametrize(("module", "parts"), [(red_diff, 7), (low_level_vision, 7)])
 def test_the_reproductions_run(module, parts):
     kept: list[Study] = []
     study = module.reproduce(quick=True, keep=kept.append)

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Operators: denoise, inpaintN, boxN, srN, bicubicN, blurN, motionN, colourise, jpegN, hdr, csN with a number N, or texts
-as `undiffuse degrade` takes them, separated by ";". The model digits-mixture is a prior of the digits whose posterior
-is known exactly, so that rows show how far they are from it.
+as `undiffuse degrade` takes them, separated by ";"; standard stands for seven of them, for pictures in colour. The
+model digits-mixture is a prior of the digits whose posterior is known exactly, so that rows show how far they are from
+it.
 \b
 Examples:
   undiffuse bench-restore digits-mixture --operators inpaint50,sr2,blur --steps 20,100 --limit 24
   undiffuse bench-restore digits digits --methods ddrm,diffpir,red-diff
   undiffuse bench-restore runs/photos new-photos/ --operators "blur:gaussian,sigma=3;downsample:4" --methods all
+  undiffuse bench-restore runs/photos new-photos/ --operators standard --methods mmps,dps,ddrm --steps 20 --limit 8
 """
 _MIXTURE = "digits-mixture"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,11 @@ Examples:
   undiffuse restore digits degraded/*.safetensors --method mmps --samples 16 --out restored
 `undiffuse degrade` makes measurements to try; `undiffuse solvers --restore` lists the methods.
 """
+SECTIONS = {
+    "What was done to the pictures": ("operator", "mask", "invert_mask", "noise_std", "noise"),
+    "What they show": ("label", "cond", "guidance"),
+    "How to restore": ("method", "option", "samples", "seed", "steps", "budget", "start", "tile"),
+}
 _FACTORS = range(2, 17)
 _MEASURED = ".safetensors"
 
@@ -41,7 +46,7 @@ class Job:
 
 
 def restore(
-    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    model: ModelName,
     images: Annotated[list[Path], typer.Argument(help="Pictures, measurements (.safetensors) of degrade, or folders.")],
     operator: Annotated[
         str | None,
@@ -97,8 +102,8 @@ def restore(
 ) -> None:
     """Restore pictures: holes, blur, low resolution, noise, and all else that degrade can do.
 
-    Writes for each picture the mean of the samples, the uncertainty map, the samples, and before and after side by
-    side; and restored.html and result.json.
+    Writes for each picture the mean of the samples, the uncertainty map, the samples, before and after side by side,
+    and what was learned of the degradation where it was unknown; and restored.html and result.json.
     """
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
@@ -239,7 +244,7 @@ def _job(
 
     if model.spec.kind != "image":
         raise ValueError(
-            f"this command restores pictures and the model makes {model.spec.kind} data; use undiffuse.restore in "
+            f"this command restores pictures and the model makes {model.spec.noun}; use undiffuse.restore in "
             "Python, or for tokens `undiffuse inpaint`."
         )
     if path.suffix.lower() == _MEASURED:
@@ -354,6 +359,7 @@ def _write(result: RestoreResult, job: Job, out: Path) -> tuple[Any, dict[str, A
     """Write the pictures of one restoration; return its section of the report and where they are."""
     import numpy as np
 
+    from undiffuse.cli.learned import write_learned
     from undiffuse.files import write_whole
     from undiffuse.images import image_grid, write_image
     from undiffuse.operators.view import pictures_of
@@ -366,11 +372,12 @@ def _write(result: RestoreResult, job: Job, out: Path) -> tuple[Any, dict[str, A
     files["mean"].parent.mkdir(parents=True, exist_ok=True)
     write_image(files["mean"], image_grid(result.mean[:1].float(), pad=0, scale=1), made)
     write_image(files["std"], image_grid(uncertainty(result)[None], pad=0, scale=1), made)
-    write_image(files["samples"], image_grid(result.samples[:, 0].float(), scale=1), made)
+    write_image(files["samples"], image_grid(result.samples[:, 0].float()), made)
     write_image(files["strip"], strip(result, before), made)
     array = out / f"{job.name}-samples.npy"
     samples = result.samples[:, 0].float().cpu().numpy()
     write_whole(array, lambda file: _save(file, samples, np))
+    files |= write_learned(result, job.name, out, made)
     section = restoration_section(result, before, job.operator.describe(), job.name)
     return section, {"files": {name: str(path) for name, path in files.items()} | {"array": str(array)}}
 

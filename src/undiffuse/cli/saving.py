@@ -70,7 +70,7 @@ def check_format(movie: str | None, spec: DataSpec) -> None:
     if movie is None:
         return
     if spec.kind != "video":
-        raise ValueError(f"--format {movie} is for videos; this model makes {spec.kind} data. Leave it out.")
+        raise ValueError(f"--format {movie} is for videos; this model makes {spec.noun}. Leave it out.")
     if movie not in ("gif", "mp4", "png"):
         raise ValueError(f"--format {movie!r} is unknown; use gif, mp4 or png.")
 

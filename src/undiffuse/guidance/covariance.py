@@ -22,11 +22,14 @@ from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.process.gaussian import fit
 from undiffuse.process.times import Time
 
+_ROUNDED = 0.5  # of sy^2: no rounding makes a curvature that small
+
 
 class MMPS(Informed):
     """mean + V A^T (A V A^T + sy^2)^-1 (y - A mean), the system solved by a few Krylov iterations.
 
-    Exact for Gaussian data and enough iterations; each costs a backward pass, or none where the denoiser knows V.
+    Exact for Gaussian data and enough iterations; each costs a backward pass, or none where the denoiser knows V. A
+    network's V may be no covariance where there is much noise: "cg" stops where the matrix has less than sy^2.
 
     Args:
         denoiser, operator, y, noise_std: See `MeasurementWrapper`; the noise must be positive.
@@ -71,7 +74,8 @@ class MMPS(Informed):
 
         if self.krylov == "gmres":
             return gmres(matrix, residual, self.iterations)
-        return conjugate_gradient(matrix, residual, iterations=self.iterations, tol=0.0)
+        least = _ROUNDED * float(torch.as_tensor(std).min()) ** 2
+        return conjugate_gradient(matrix, residual, iterations=self.iterations, tol=0.0, least=least)
 
 
 class TMPD(Informed):

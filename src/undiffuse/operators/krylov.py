@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ def conjugate_gradient(
     start: Tensor | None = None,
     iterations: int = 50,
     tol: float = 1e-6,
+    least: float = -math.inf,
 ) -> Tensor:
     """Solve apply(x) = b for a symmetric positive (semi-)definite `apply`, row by row of the batch.
 
@@ -28,6 +30,8 @@ def conjugate_gradient(
         iterations: Most iterations.
         tol: Stops where every row's residual is below `tol` times the norm of its right-hand side; 0 never stops early
             (nor waits for the device).
+        least: Least eigenvalue that `apply` can have: a row whose next direction has a smaller curvature keeps what it
+            has, for there `apply` is not what it is taken for, as a network's derivative may not be.
 
     Source: Hestenes and Stiefel 1952.
     """
@@ -36,12 +40,15 @@ def conjugate_gradient(
     direction = residual
     square = _dot(residual, residual)
     target = tol * tol * _dot(b, b)
+    sound = torch.ones_like(square, dtype=torch.bool)
     for _ in range(iterations):
         if tol > 0 and bool((square <= target).all()):
             break
         product = apply(direction)
-        moving = (square > target) & (square > 0)
-        step = torch.where(moving, square / _safe(_dot(direction, product)), torch.zeros_like(square))
+        curvature = _dot(direction, product)
+        sound = sound & (curvature >= least * _dot(direction, direction))
+        moving = (square > target) & (square > 0) & sound
+        step = torch.where(moving, square / _safe(curvature), torch.zeros_like(square))
         x = x + _over(step, x) * direction
         residual = residual - _over(step, x) * product
         after = _dot(residual, residual)

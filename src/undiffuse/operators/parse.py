@@ -83,9 +83,12 @@ def parse_noise(text: str, spec: DataSpec | None = None, *, units: str = "image"
     facts = NOISES[name]
     values = _options(f"noise {name!r}", given, facts.options, {})
     values = {key: values.get(key, option.default) for key, option in facts.options.items()}
-    if units == "image":
-        values = {key: value * _units(spec) if key in facts.image else value for key, value in values.items()}
-    return resolve(facts.location)(**values)  # type: ignore[no-any-return]
+    make = resolve(facts.location)
+    written = make(**values)  # refuses numbers as they were written, before they are converted
+    if units == "model" or not facts.image:
+        return written  # type: ignore[no-any-return]
+    values = {key: value * _units(spec) if key in facts.image else value for key, value in values.items()}
+    return make(**values)  # type: ignore[no-any-return]
 
 
 def noise_from_json(fields: Mapping[str, Any]) -> NoiseModel:

@@ -34,6 +34,8 @@ def restoration_section(result: RestoreResult, before: Tensor | None, operator: 
     section.picture(strip(result, before), caption if before is not None else caption.removeprefix("measured, "))
     shown = result.samples[:_SAMPLES, 0]
     section.picture(image_grid(shown.float(), columns=min(_SAMPLES, len(shown))), "samples: each fits the measurement")
+    for name, drawn in learned_pictures(result).items():
+        section.picture(drawn, f"{name} found beside the picture, mean of the samples; white is its largest value")
     return section.pairs(figures(result, operator)).text(
         "The uncertainty is the standard deviation of the samples, in units of the picture's range [0, 1]. A residual "
         "near the noise means that the samples fit the measurement as well as the truth does.",
@@ -68,9 +70,21 @@ def uncertainty(result: RestoreResult) -> Tensor:
     return 2 * std / std.max().clamp(min=1e-6) - 1
 
 
-def figures(result: RestoreResult, operator: str) -> dict[str, str]:
-    """Return names and figures for people, in units of a picture's range [0, 1]."""
+def learned_pictures(result: RestoreResult) -> dict[str, np.ndarray]:
+    """Return what was learned of the degradation that is a picture, such as a kernel, by name: uint8 (H, W, 1)."""
+    means = {name: value[:, 0].detach().cpu().float().mean(0) for name, value in result.learned.items()}
     return {
+        name: image_grid((2 * mean / mean.max().clamp(min=1e-9) - 1)[None, None], pad=0)
+        for name, mean in means.items()
+        if mean.ndim == 2
+    }
+
+
+def figures(result: RestoreResult, operator: str) -> dict[str, str]:
+    """Return names and figures for people, in units of a picture's range [0, 1], but for what was learned."""
+    learned = {name: f"{float(v[:, 0].mean()):.4g}" for name, v in result.learned.items() if v[0, 0].numel() == 1}
+    return {
+        **learned,
         "operator": operator,
         "method": f"{result.method} ({result.why})" if result.why else result.method,
         "residual": f"{_unit(result.residual_rms.mean()):.4f}; noise {_unit(result.noise_std):.4f}",

@@ -20,7 +20,7 @@ from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
 from undiffuse.tasks.restore.bench import bench_restore, figures, measure
 from undiffuse.tasks.restore.bench_results import EXACT, BenchRow, RestoreBench
-from undiffuse.tasks.restore.bench_words import operator_text, split_operators
+from undiffuse.tasks.restore.bench_words import STANDARD, operator_text, split_operators
 from undiffuse.tasks.restore.exact import exact_posterior
 from undiffuse.tasks.restore.peak_memory import PeakMemory
 
@@ -129,6 +129,8 @@ def test_lists_of_operators():
         "sr2",
         "jpeg5",
     ]
+    assert split_operators("standard;sr4") == [*STANDARD, "sr4"]
+    assert all(operator_text(word) for word in STANDARD)
     with pytest.raises(ValueError, match=r"'impaint50' is unknown.*Did you mean 'inpaintN'"):
         operator_text("impaint50")
 

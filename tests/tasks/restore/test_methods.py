@@ -118,6 +118,20 @@ def test_the_network_is_asked_once_a_step(name: str) -> None:
     assert solution.nfe == (6 * 128 if name == "tds" else 6)
 
 
+def test_mmps_spends_its_evaluations_on_two_ways() -> None:
+    """From 40 on: a grid of half as many steps, each fifth of it gone through twice; fewer are one way."""
+    task = Mask((1, 4, 4), MASK)
+    told = problem(image_prior(), task, task(normal(2, 1, 4, 4, seed=3)), 0.1)
+    noise, ways = KeyedNoise(0, range(2)), Resampled(solver=DDIM(eta=1.0), passes=2, jump=4, last=True)
+    found = make_restorer("mmps").solve(told, noise, 40)
+    assert found.nfe == found.nfe_grad == 40
+    assert torch.equal(found.x, make_restorer("mmps", solver=ways).solve(told, noise, 20).x)
+    fewer, plain = (make_restorer("mmps", repeats=n).solve(told, noise, 39).x for n in (None, 1))
+    assert torch.equal(fewer, plain)
+    with pytest.raises(ValueError, match="repeats=0 and jump=None must be at least 1"):
+        make_restorer("mmps", repeats=0)
+
+
 def test_own_noise_halves_the_spread_of_projections() -> None:
     """DDNM with the noise of the network against that of the projected answer, on data that are half measured."""
     prior, operator = correlated(), Mask((8,), (torch.arange(8) % 2).double())

@@ -1,4 +1,4 @@
-"""DDRM: what it adds up to at every level, and what it is the same as."""
+"""DDRM: what it adds up to at every level, and what it is the same as. SNIPS: the law that its steps leave alone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from undiffuse.sampling.loop import sample
 from undiffuse.sampling.plan import Stage
 from undiffuse.sampling.solver import NOTHING
 from undiffuse.tasks.restore.constraints import StateFit
+from undiffuse.tasks.restore.exact import exact_posterior
+from undiffuse.tasks.restore.registry import make_restorer
+from undiffuse.tasks.restore.restorer import Problem
+from undiffuse.tasks.restore.snips import SpectralLangevin
 from undiffuse.tasks.restore.spectral import SpectralStep
 
 VP = process_of("vp")
@@ -120,3 +124,56 @@ def test_with_eta_b_1_it_is_ddnm_plus() -> None:
     ours = sample(prior(), noise=noise, shape=(4,), solver=solver, grid=grid, dtype=torch.float64, start=start).x
     zs = [noise.normal("step", k, (4,), torch.float64) for k in range(15)]
     torch.testing.assert_close(ours, ddnm_plus(prior(), operator, y, sy, grid, start, zs), rtol=0, atol=1e-10)
+
+
+def test_snips_keeps_the_posterior_of_each_level() -> None:
+    """For N(0, v) a step is z <- p z + q + r xi for each coefficient: mean and variance that it keeps are known.
+
+    A measured coefficient less noisy than the level is y with noise S^2 - n^2; any other has the prior N(0, v + S^2),
+    and where it is measured y as a measurement of variance n^2 - S^2. Langevin steps of length c a widen a variance by
+    1 / (1 - c a / (2 variance)).
+    """
+    v, sy, size = 0.7, 0.3, 0.05
+    weights = torch.tensor([0.0, 0.02, 0.5, 2.0], dtype=torch.float64)  # not measured, n = 15, 0.6 and 0.15
+    y = torch.tensor([[0.0, 0.4, -0.3, 1.0]], dtype=torch.float64)
+    operator = Diagonal((4,), weights)
+    white = GaussianDenoiser(torch.zeros(4), v * torch.eye(4), VP)
+    solver = SpectralLangevin(operator=operator, y=y, noise_std=sy, process=VP, size=size)
+    for level in (0.4, 3.0):
+        t = float(VP.schedule.time(-torch.tensor(level, dtype=torch.float64).log()))
+        alpha = float(VP.schedule.alpha(torch.tensor(t, dtype=torch.float64)))
+        stage = next(entry for entry in solver.plan(VP, torch.tensor([t, 0.0])).entries)
+
+        def moved(value: float, z: float, t: float = t, alpha: float = alpha, stage: Stage = stage) -> Tensor:
+            x = torch.full((1, 4), alpha * value, dtype=torch.float64)
+            return solver.step(stage, x, white(x, t), NOTHING, torch.full((1, 4), z).double())[0][0] / alpha
+
+        q = moved(0.0, 0.0)
+        p, r = moved(1.0, 0.0) - q, moved(0.0, 1.0) - q
+        n = sy / weights
+        wide = torch.full((4,), v + level**2, dtype=torch.float64)
+        rest = (n**2 - level**2).abs()
+        mean = torch.where(n < level, y[0] / weights, wide / (wide + rest) * (y[0] / weights))
+        variance = torch.where(n < level, rest, wide * rest / (wide + rest))
+        mean, variance = torch.where(weights > 0, mean, 0.0), torch.where(weights > 0, variance, wide)
+        torch.testing.assert_close(q / (1 - p), mean)
+        torch.testing.assert_close(r**2 / (1 - p**2), variance / (1 - (1 - p) / 2))
+
+
+def test_snips_ends_with_an_answer_near_the_posterior() -> None:
+    """A Gaussian prior: the mean of 2000 draws within 5 standard errors and a tenth of the deviation.
+
+    Variances are a little wide, for the noise of earlier levels fades slowly; the more levels, the less.
+    """
+    prior_, operator, sy = prior(), Mask((4,), torch.tensor([1.0, 0.0, 1.0, 0.0])), 0.2
+    y = operator(prior_.moments()[0][None] + 0.5)
+    exact = exact_posterior(prior_, y, operator, sy)
+    rows = 2000
+    told = Problem(
+        denoiser=prior_, y=y.expand(rows, 4), operator=operator, noise_std=sy, shape=(4,), dtype=torch.float64
+    )
+    found = make_restorer("snips").solve(told, KeyedNoise(0, range(rows)), 100)
+    assert found.nfe == 100 * 5 + 1
+    std = exact.variance[0].sqrt()
+    assert ((found.x.mean(0) - exact.mean[0]).abs() < (0.1 + 5 / rows**0.5) * std).all()
+    assert (found.x.var(0) / std**2 - 1).abs().max() < 0.35

@@ -20,6 +20,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "csN": ("cs:dct,ratio={}", "N % of the cosine transform"),
 }
 """Word -> the text that `parse_operator` reads, and what it is; N is a number."""
+STANDARD = ("inpaint50", "box16", "sr2", "blur1", "denoise", "colourise", "jpeg20")
+"""What the word "standard" stands for in a list: the common tasks of pictures in colour of 32 pixels or more."""
 _DEFAULTS = {"blur": "1", "inpaint": "50", "sr": "2", "jpeg": "20"}
 _PERCENT = ("inpaint", "cs")
 
@@ -48,7 +50,11 @@ def operator_text(word: str) -> str:
 
 
 def split_operators(text: str) -> list[str]:
-    """Split "inpaint50,sr2" or "blur:gaussian,sigma=2;downsample:4" into operators; texts with options go by ";"."""
+    """Split "inpaint50,sr2" or "blur:gaussian,sigma=2;downsample:4" into operators; texts with options go by ";".
+
+    The word "standard" becomes `STANDARD`.
+    """
     parts = [part.strip() for part in text.split(";")]
-    words = [part.split(",") if ":" not in part else [part] for part in parts]
-    return [word.strip() for group in words for word in group if word.strip()]
+    groups = [part.split(",") if ":" not in part else [part] for part in parts]
+    words = [word.strip() for group in groups for word in group if word.strip()]
+    return [one for word in words for one in (STANDARD if word == "standard" else (word,))]

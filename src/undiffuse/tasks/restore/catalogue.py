@@ -92,6 +92,14 @@ FACTS: dict[str, RestorerFacts] = {
         "the null-space model for noisy y: ddrm with eta_b = 1",
         "Wang et al. 2022, arXiv:2212.00490",
     ),
+    "snips": RestorerFacts(
+        ("svd",),
+        True,
+        False,
+        "5",
+        "annealed Langevin steps, of a length of their own for each singular value",
+        "Kawar et al. 2021, arXiv:2105.14951",
+    ),
     "ddnm": RestorerFacts(
         _PINV, False, False, _ONE, "replaces what is measured in every answer", "Wang et al. 2022, arXiv:2212.00490"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.guidance.push import descent
 from undiffuse.noise import NoiseSource
+from undiffuse.operators.base import Operator
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
@@ -28,7 +29,7 @@ class DataGradient(Constraint):
         options: Of the restorer.
 
     Attributes:
-        factor, offset: f (R, 1, ...) and m (R, *out_shape) as learned so far.
+        factor, offset: f and m as learned so far, (R, 1, ...) each.
     """
 
     def __init__(self, process: GaussianProcess, problem: Problem, options: GDPRestorer) -> None:
@@ -37,7 +38,7 @@ class DataGradient(Constraint):
         self.step = options.scale / (operator.norm() ** 2 if operator.linear else 1.0)
         self.factor = torch.ones(len(problem.y), *[1] * (problem.y.ndim - 1), dtype=problem.dtype)
         self.factor = self.factor.to(problem.y.device)
-        self.offset = torch.zeros_like(problem.y, dtype=problem.dtype)
+        self.offset = torch.zeros_like(self.factor)
 
     def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
         """Guide the answer, and the degradation's parameters by it."""
@@ -53,7 +54,7 @@ class DataGradient(Constraint):
         return 0.5 * rest.flatten(1).square().sum(1)
 
     def _learn(self, mean: Tensor) -> None:
-        """The factor that fits best, by least squares with a pull to 1, and a smooth share of what is left over."""
+        """The factor that fits best by least squares, and the mean of what is left over, each followed slowly."""
         seen = self.problem.operator(mean)
         axes = tuple(range(1, seen.ndim))
         size = seen.square().mean(axes, keepdim=True)
@@ -99,4 +100,9 @@ class GDPRestorer(Restorer):
         """Walk down, guided at every answer."""
         guide = DataGradient(process_of(problem), problem, self)
         solution = walk(problem, noise, DDIM(eta=self.eta), grid_of(problem, steps, self.grid), constraints=[guide])
-        return solution
+        return replace(solution, learned={"factor": guide.factor, "offset": guide.offset}) if self.light else solution
+
+    def explained(self, operator: Operator, x: Tensor, learned: dict[str, Tensor]) -> Tensor:
+        """Return f A(x) + m."""
+        seen = operator(x)
+        return learned["factor"] * seen + learned["offset"] if learned else seen

@@ -45,8 +45,12 @@ class Pushing(Restorer):
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down, pushed after each step."""
+        return self.pushed(problem, noise, steps, self.direction(problem, steps))
+
+    def pushed(self, problem: Problem, noise: NoiseSource, steps: int, direction: Direction) -> Solution:
+        """Walk down, pushed along `direction`."""
         grid = grid_of(problem, steps, self.grid)
-        denoiser = GradientPush(problem.denoiser, self.direction(problem, steps))
+        denoiser = GradientPush(problem.denoiser, direction)
         constraints = self.constraints(problem)
         solver = Pushed(solver=DDIM(eta=self.eta))
         return walk(problem, noise, solver, grid, denoiser=denoiser, constraints=constraints, gradient=True)

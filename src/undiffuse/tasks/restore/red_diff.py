@@ -77,7 +77,8 @@ class RedDiff(Restorer):
             last 10 % of iterates, or None as published.
         std: Standard deviation of the variational law; 0 for a point.
         learn_std: Optimise it per row, beginning at `std` (experimental; the mean is returned as always).
-        repulsion: How strongly the samples of an image push each other apart, in units of their distance's scale.
+        repulsion: How strongly the samples of an image push each other apart, in units of their distance's scale; above
+            about 0.5 they fly apart (measured on the digits).
         optimizer: "adam", or "sgd" with momentum, whose lr is per task and large.
         betas: Of adam; the first is the momentum of sgd.
         max_weight: Largest s that weights see; above it lambda_t stays as it is at this value. Where alpha is 0 the

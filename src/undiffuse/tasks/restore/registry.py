@@ -23,6 +23,7 @@ RESTORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dps": (f"{_HOME}.pushed:DPSRestorer", {}),
     "ddrm": (f"{_HOME}.spectral:DDRMRestorer", {}),
     "ddnm+": (f"{_HOME}.spectral:DDRMRestorer", {"eta_b": 1.0}),
+    "snips": (f"{_HOME}.snips:SNIPSRestorer", {}),
     "ddnm": (f"{_HOME}.projected:DDNMRestorer", {}),
     "dds": (f"{_HOME}.projected:DDSRestorer", {}),
     "repaint": (f"{_HOME}.projected:RePaintRestorer", {}),

@@ -87,12 +87,14 @@ class Solution:
         nfe: Evaluations of the denoiser per row.
         nfe_grad: How many of them were differentiated.
         trace: Figures on the way by name, each (steps,) or (steps, R); empty where nothing was kept.
+        learned: What was found of the degradation beside x, by name, each (R, ...): the kernel of a blind restoration.
     """
 
     x: Tensor
     nfe: int
     nfe_grad: int = 0
     trace: dict[str, Tensor] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Restorer(ABC):
@@ -136,6 +138,10 @@ class Restorer(ABC):
         """
         return []
 
+    def explained(self, operator: Operator, x: Tensor, learned: dict[str, Tensor]) -> Tensor:
+        """Return the measurement that x (B, *) would have without noise, with what was `learned` of the operator."""
+        return operator(x)
+
 
 @dataclass(frozen=True)
 class RestoreResult:
@@ -154,6 +160,8 @@ class RestoreResult:
         why: Why it was chosen, where the choice was left to us; else "".
         warnings: What people should know about this answer.
         trace: Figures on the way by name; empty where none were kept.
+        learned: What was found of the degradation beside x, by name, each (K, B, ...): "kernel" (h, w) of blind-dps,
+            "factor" and "offset" of gdp with light=True; empty where the operator was known.
     """
 
     samples: Tensor
@@ -167,6 +175,7 @@ class RestoreResult:
     why: str = ""
     warnings: tuple[str, ...] = ()
     trace: dict[str, Tensor] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, without pictures, as plain JSON types."""
@@ -181,4 +190,9 @@ class RestoreResult:
             "nfe": self.nfe,
             "nfe_grad": self.nfe_grad,
             "warnings": list(self.warnings),
+            "learned": {
+                name: value.mean(0).flatten().tolist()
+                for name, value in self.learned.items()
+                if value[0, 0].numel() == 1  # kernels and the like are files
+            },
         }

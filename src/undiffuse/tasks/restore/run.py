@@ -107,7 +107,7 @@ def restore(
     if choice.why:
         listener(Message(TASK, f"method {choice.method}: {choice.why}"))
     parts = _solved(restorer, problem, samples, seed, batch_size, steps or choice.steps, listener)
-    result = _result(fitted, model, parts, samples, choice, warned, clip)
+    result = _result(fitted, model, restorer, parts, samples, choice, warned, clip)
     missed = _missed(result)
     for text in missed:
         listener(Message(TASK, text, "warning"))
@@ -236,6 +236,7 @@ def _rows(problem: Problem, rows: Tensor) -> Problem:
 def _result(
     fitted: Fitted,
     model: Any,
+    restorer: Restorer,
     parts: list[Solution],
     samples: int,
     choice: Choice,
@@ -243,14 +244,19 @@ def _result(
     clip: tuple[float, float] | None,
 ) -> RestoreResult:
     states = torch.cat([part.x for part in parts])
-    count = len(fitted.y)
-    shape = tuple(states.shape[1:])
-    residual = torch.stack([_residual(fitted, s) for s in states.reshape(count, samples, *shape).transpose(0, 1)])
+    learned = {name: torch.cat([part.learned[name] for part in parts]) for name in parts[0].learned}
+    learned = {name: _by_sample(value, samples) for name, value in learned.items()}
+    residual = torch.stack(
+        [
+            _residual(fitted, s, restorer, {name: value[k] for name, value in learned.items()})
+            for k, s in enumerate(_by_sample(states, samples))
+        ]
+    )
     with torch.no_grad():
         data = torch.cat([fitted.data(part) for part in states.split(64)])
     bounds = _bounds(fitted, model) if clip is None else clip
     data = data if bounds is None else data.clamp(*bounds)
-    x = data.reshape(count, samples, *data.shape[1:]).transpose(0, 1).contiguous()
+    x = _by_sample(data, samples).contiguous()
     std = x.std(0) if samples > 1 else torch.zeros_like(x[0])
     return RestoreResult(
         samples=x,
@@ -264,7 +270,13 @@ def _result(
         why=choice.why,
         warnings=warned,
         trace=parts[0].trace if len(parts) == 1 else {},
+        learned=learned,
     )
+
+
+def _by_sample(rows: Tensor, samples: int) -> Tensor:
+    """Return rows (B K, ...), the samples of an image after each other, as (K, B, ...)."""
+    return rows.reshape(-1, samples, *rows.shape[1:]).transpose(0, 1)
 
 
 def _missed(result: RestoreResult) -> list[str]:
@@ -279,10 +291,10 @@ def _missed(result: RestoreResult) -> list[str]:
 
 
 @torch.no_grad()
-def _residual(fitted: Fitted, states: Tensor) -> Tensor:
+def _residual(fitted: Fitted, states: Tensor, restorer: Restorer, learned: dict[str, Tensor]) -> Tensor:
     """Return the root mean square of y - A(x) over what was measured, (B,)."""
     y = measured_y(fitted, fitted.y.to(states.dtype))
-    square = (y - fitted.operator(states)).square()
+    square = (y - restorer.explained(fitted.operator, states, learned)).square()
     seen = fitted.operator.known(square)
     if seen is None:
         return square.flatten(1).mean(1).sqrt()

@@ -26,7 +26,45 @@ _NO_SINGULAR = 1e-10  # of the largest: below it a direction counts as not measu
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralStep(Solver):
+class Spectral(Solver):
+    """Base: steps that know a measurement by its singular values.
+
+    Args:
+        operator, y, noise_std: The measurement.
+        process: Of the denoiser.
+    """
+
+    operator: SVDOperator
+    y: Tensor
+    noise_std: float
+    process: GaussianProcess
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise: always."""
+        return True
+
+    def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return singular values, where they are positive, 1 / s there (0 elsewhere), and U^T y."""
+        s = self.operator.singulars(x)
+        measured = s > _NO_SINGULAR * s.max()
+        ratio = torch.where(measured, 1 / torch.where(measured, s, 1.0), 0.0)
+        return s, measured, ratio, self.operator.Ut(self.y.to(x.dtype))
+
+    def first(self, z: Tensor, t: float) -> Tensor:
+        """Return the first state at time `t` from normals (B, *): N(y~, S^2 - n^2) where n < S, else N(0, S^2)."""
+        alpha, sigma = cast(tuple[float, float], self.process.coefficients(t, z))
+        _, measured, ratio, told = self.coefficients(z)
+        level = sigma / max(alpha, 1e-8)
+        noise = self.noise_std * ratio
+        known = measured & (noise < level)
+        std = torch.where(known, (level**2 - noise**2).clamp(min=0).sqrt(), level)
+        mean = torch.where(known, ratio * told, 0.0)
+        return self.operator.V(alpha * mean + alpha * std * self.operator.Vt(z)) if alpha else sigma * z
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralStep(Spectral):
     """The step of DDRM. With x~ = V^T x_t / alpha, x~0 = V^T mean, y~ = U^T y / s and c = sqrt(1 - eta^2):
 
     - s = 0:  N(x~0 + c S' (x~ - x~0) / S, eta^2 S'^2)
@@ -41,17 +79,8 @@ class SpectralStep(Solver):
     Source: Kawar et al. 2022, "Denoising diffusion restoration models", arXiv:2201.11793, eq. 7 and 8.
     """
 
-    operator: SVDOperator
-    y: Tensor
-    noise_std: float
-    process: GaussianProcess
     eta: float = 0.85
     eta_b: float = 1.0
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps draw noise: always."""
-        return True
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """One stage per step.
@@ -85,24 +114,6 @@ class SpectralStep(Solver):
         rest = (level**2 - (self.eta_b * self.noise_std * ratio) ** 2).clamp(min=0).sqrt()
         std = torch.where(uncertain, self.eta * level, rest)
         return alpha_s * self.operator.V(mean + std * self.operator.Vt(z)), NOTHING
-
-    def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return singular values, where they are positive, 1 / s there (0 elsewhere), and U^T y."""
-        s = self.operator.singulars(x)
-        measured = s > _NO_SINGULAR * s.max()
-        ratio = torch.where(measured, 1 / torch.where(measured, s, 1.0), 0.0)
-        return s, measured, ratio, self.operator.Ut(self.y.to(x.dtype))
-
-    def first(self, z: Tensor, t: float) -> Tensor:
-        """Return the first state at time `t` from normals (B, *): N(y~, S^2 - n^2) where n < S, else N(0, S^2)."""
-        alpha, sigma = cast(tuple[float, float], self.process.coefficients(t, z))
-        _, measured, ratio, told = self.coefficients(z)
-        level = sigma / max(alpha, 1e-8)
-        noise = self.noise_std * ratio
-        known = measured & (noise < level)
-        std = torch.where(known, (level**2 - noise**2).clamp(min=0).sqrt(), level)
-        mean = torch.where(known, ratio * told, 0.0)
-        return self.operator.V(alpha * mean + alpha * std * self.operator.Vt(z)) if alpha else sigma * z
 
 
 @dataclass(frozen=True, kw_only=True)
