@@ -98,7 +98,7 @@ PHOTO = ("photo.png", "--mask", "mask.png")
         (("codes", *PHOTO, "--label", "x,y"), "label has several values"),
         (("codes", *PHOTO, "--label", "z"), "label 'z' does not exist"),
         (("pixels", *PHOTO), "undiffuse restore MODEL IMAGE --mask M.png"),
-        (("text", *PHOTO), "a picture was given, but this model makes tokens data"),
+        (("text", *PHOTO), "a picture was given, but this model makes tokens;"),
         (("text", "--text", "a_", "--resample", "2"), "belongs to method=replacement"),
         (("table", "--set", "size"), "--set 'size' says nothing"),
         (("table", "--set", "weight=1"), "column 'weight' is unknown"),

@@ -5,9 +5,10 @@ import torch
 
 from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
+from undiffuse.networks.options import TransformerOptions
 from undiffuse.networks.rope import axial_rotary
 from undiffuse.networks.transformer import Transformer
-from undiffuse.networks.transformer_block import NeighbourMixing
+from undiffuse.networks.transformer_block import ConvolvedFeedForward, NeighbourMixing
 
 
 def build(**kwargs) -> Transformer:
@@ -148,3 +149,38 @@ def test_neighbours_on_a_grid_are_above_below_left_and_right():
         mixing.convolution.weight[:, :, 0, 1] = 1.0  # the token above
     above = torch.cat([torch.zeros(5, 4, 2), x[:, :8]], dim=1)
     torch.testing.assert_close(mixing(x), x + above)
+
+
+@pytest.mark.parametrize("grid", [(), (3, 4)], ids=["line", "grid"])
+def test_a_convolved_feed_forward_part_is_the_dense_one_where_only_the_middle_weighs(grid):
+    dense, convolved = build(grid=grid), build(grid=grid, conv_mlp=True)
+    with torch.no_grad():
+        for plain, own in zip(dense.body, convolved.body, strict=True):
+            own.load_state_dict(plain.state_dict(), strict=False)
+            layers = own.feed_forward.inner.layers
+            for number in (0, 2):
+                middle = (slice(None), slice(None), *(1 for _ in grid or (0,)))
+                layers[number].weight.zero_()[middle] = plain.feed_forward.inner[number].weight
+                layers[number].bias.copy_(plain.feed_forward.inner[number].bias)
+        for name in ("embedding", "norm", "leave"):
+            getattr(convolved, name).load_state_dict(getattr(dense, name).state_dict())
+    x = ids(2, 12)
+    torch.testing.assert_close(convolved(x)["out"], dense(x)["out"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_convolved_feed_forward_part_sees_two_tokens_in_each_direction_of_the_grid():
+    layer = randomise(ConvolvedFeedForward(8, 16, (5, 6)))
+    x = torch.randn(1, 30, 8, generator=generator())
+    changed = x.clone()
+    changed[0, 0] += 1
+    moved = ((layer(changed) - layer(x)).abs().amax(-1)[0] > 1e-6).view(5, 6)
+    expected = torch.zeros(5, 6, dtype=torch.bool)
+    expected[:3, :3] = True
+    assert torch.equal(moved, expected)
+
+
+def test_a_causal_network_has_no_convolved_feed_forward_part():
+    with pytest.raises(ValueError, match="conv_mlp"):
+        build(causal=True, conv_mlp=True)
+    with pytest.raises(ValueError, match="conv_mlp=false"):
+        TransformerOptions(causal=True, conv_mlp=True)

@@ -17,7 +17,7 @@ from undiffuse.papers.token_groups import Rule, grouped_law
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.grids import uniform_grid
 from undiffuse.process.keep import CosineKeep, VQDiffusionKeep
-from undiffuse.sampling.constraints import Known
+from undiffuse.sampling.constraints import Known, Replacement
 from undiffuse.sampling.loop import SampleResult, sample
 from undiffuse.sampling.token_budget import TokenBudget, choose_places, open_counts
 
@@ -168,6 +168,12 @@ def test_what_does_not_fit_is_refused() -> None:
         run(joint_denoiser(triple_joint()), grid=uniform_grid(2)[:, None, None].expand(-1, 1, 3).contiguous())
     with pytest.raises(PlanError, match="needs a grid"):
         run(joint_denoiser(triple_joint()), grid=None)
+    process = CategoricalProcess("mask-replace", 3)
+    with pytest.raises(PlanError, match="Replacement masks known tokens anew"):
+        run(
+            joint_denoiser(triple_joint(), process.kind),
+            constraints=[Replacement(process, torch.tensor([0, 0, 0]), torch.tensor([True, False, False]))],
+        )
     with pytest.raises(ValueError, match="at least 1"):
         TokenBudget(tokens_per_call=0)
     with pytest.raises(ValueError, match="random or purity"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.networks.helpers import randomise
 from undiffuse.codecs.options import PCAOptions, VQOptions
 from undiffuse.codecs.pca import fit_pca
 from undiffuse.codecs.vq import VQCodec
-from undiffuse.denoisers.categorical import CategoricalDenoiser
+from undiffuse.denoisers.categorical import CategoricalDenoiser, guide_logits
 from undiffuse.denoisers.causal import CausalDenoiser
 from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.denoisers.network import NetworkDenoiser
@@ -61,6 +62,11 @@ def frequencies(ids: Tensor) -> Tensor:
     return torch.bincount(3 * ids[:, 0] + ids[:, 1], minlength=9).double().view(3, 3) / len(ids)
 
 
+def shares(ids: Tensor) -> Tensor:
+    """Shares of letters, (3,)."""
+    return torch.bincount(ids, minlength=3).double() / len(ids)
+
+
 def assert_close(found: Tensor, law: Tensor) -> None:
     """Within 5 standard errors: a false alarm in 2e5 runs of 9 cells."""
     assert bool(((found - law).abs() < 5 * (law * (1 - law) / DRAWN).sqrt()).all())
@@ -88,13 +94,38 @@ def test_a_completion_does_not_depend_on_how_many_there_are_or_on_batches():
     assert not torch.equal(ud.inpaint(letters("mask-replace"), "a__", samples=7, seed=6).samples, whole)
 
 
-def test_short_texts_are_drawn_whole_and_cut_and_ids_do_as_well():
+def test_what_stands_behind_a_short_text_is_not_drawn_where_there_are_masks():
+    """One call for one gap, of the marginal of the beginning; other noise draws the whole item and cuts it."""
     model = letters()
-    short = ud.inpaint(model, ["a_", "_b"], samples=4, placeholder="_")
-    assert short.samples.shape == (4, 2, 2) and short.tokens.shape == (4, 2, 3)
-    assert bool((short.samples[:, 0, 0] == 0).all()) and bool((short.samples[:, 1, 1] == 1).all())
+    short = ud.inpaint(model, "a_", samples=DRAWN, batch_size=DRAWN)
+    assert short.nfe == 1 and short.tokens.shape == (DRAWN, 1, 2) and bool((short.samples[..., 0] == 0).all())
+    assert_close(shares(short.samples[:, 0, 1]), conditional(small_joint(), {0: 0}).sum(1))
+    replaced = ud.inpaint(letters("uniform"), ["a_", "_b"], samples=4, steps=2)
+    assert replaced.samples.shape == (4, 2, 2) and replaced.tokens.shape == (4, 2, 3)
+    assert bool((replaced.samples[:, 0, 0] == 0).all()) and bool((replaced.samples[:, 1, 1] == 1).all())
+
+
+def test_short_texts_are_the_beginning_of_whole_ones_for_networks_too():
+    """A network sees the short text with masks behind it, at the time that goes with so many; guidance as well."""
+    process = CategoricalProcess("absorbing", 3)
+    spec = replace(LETTERS, classes=("x", "y"))
+    options = TransformerOptions(width=16, depth=1, heads=2, time_dependent=True)
+    backbone = randomise(build_network(options, spec, states=4))
+    denoiser = CategoricalDenoiser(backbone, process, spec=spec, time_dependent=True)
+    model = Model(denoiser, spec)
+    cond = {"label": "y"}
+    drawn = ud.inpaint(model, "a_", samples=DRAWN, cond=cond, guidance=2.0, batch_size=DRAWN).samples[:, 0, 1]
+    x, t = torch.tensor([[0, 3, 3]]), torch.tensor([2 / 3], dtype=torch.float64)
+    answers = [denoiser(x, t, denoiser.embed(given, 1)).logits[0, 1] for given in ({"label": torch.tensor([1])}, None)]
+    law = guide_logits(*answers, 2.0).double().softmax(-1)
+    assert_close(shares(drawn), law)
+
+
+def test_ids_and_texts_are_completed_alike():
+    model = letters()
     ids, mask = torch.tensor([[0, 9, 9], [9, 1, 9]]), torch.tensor([[1, 0, 0], [0, 1, 0]])
-    assert torch.equal(ud.inpaint(model, ids, mask, samples=4).samples, short.tokens)
+    by_text = ud.inpaint(model, ["a__", "_b_"], samples=4)
+    assert torch.equal(ud.inpaint(model, ids, mask, samples=4).samples, by_text.tokens)
     all_known = ud.inpaint(model, "abc", samples=2)
     assert model.text(all_known.samples[:, 0]) == ["abc", "abc"]
 

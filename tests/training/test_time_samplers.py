@@ -13,13 +13,21 @@ from undiffuse.training.time_samplers import (
     LogitNormalTimes,
     LogNormalTimes,
     ModeTimes,
+    RunningTimes,
     TimeSampler,
     UniformTimes,
     stratify,
 )
 
 RF = make_schedule("rf")
-LAWS = [UniformTimes(RF), LogitNormalTimes(RF, -0.4, 1.0), LogNormalTimes(RF), ModeTimes(RF), ImportanceTimes(RF)]
+LAWS = [
+    UniformTimes(RF),
+    LogitNormalTimes(RF, -0.4, 1.0),
+    LogNormalTimes(RF),
+    ModeTimes(RF),
+    ImportanceTimes(RF),
+    RunningTimes(RF),
+]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
@@ -111,8 +119,9 @@ def test_importance_times_are_uniform_until_warm_and_then_follow_the_losses():
     torch.testing.assert_close(law.importance_at(t), importance)
 
 
-def test_importance_times_ignore_losses_that_are_not_finite():
-    law = ImportanceTimes(RF, bins=2, memory=3)
+@pytest.mark.parametrize("kind", [ImportanceTimes, RunningTimes])
+def test_adaptive_times_ignore_losses_that_are_not_finite(kind):
+    law = kind(RF, bins=2, memory=3)
     law.update(torch.tensor([0.1, 0.2, 0.9], dtype=torch.float64), torch.tensor([1.0, float("nan"), float("inf")]))
     assert law.seen.tolist() == [1, 0]
     assert law.probabilities().isfinite().all()
@@ -123,3 +132,22 @@ def test_importance_times_keep_the_last_losses_of_a_crowded_bin():
     law.update(torch.full((5,), 0.1, dtype=torch.float64), torch.arange(5.0))
     assert sorted(law.losses[0].tolist()) == [2.0, 3.0, 4.0]
     assert law.seen.tolist() == [5, 0]
+
+
+def test_running_times_follow_the_running_mean_of_squares_and_give_the_first_bin_the_size_of_the_second():
+    """Three losses of each bin, one update each: by hand; then a batch of five in one bin, which counts as its mean."""
+    law = RunningTimes(RF, bins=3, memory=3, decay=0.9, floor=0.0)
+    middles = RF.t_min + (RF.t_max - RF.t_min) * torch.tensor([1 / 6, 1 / 2, 5 / 6], dtype=torch.float64)
+    sizes = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 4.0], [9.0, 2.0, 1.0]], dtype=torch.float64)
+    for row in sizes[:2]:
+        law.update(middles, row)
+    assert torch.equal(law.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64))
+    law.update(middles, sizes[2])
+    shares = torch.tensor([0.081, 0.09, 0.1], dtype=torch.float64)
+    root = ((shares[:, None] * sizes.square()).sum(0) / shares.sum()).sqrt() + 1e-4
+    root[0] = root[1]
+    torch.testing.assert_close(law.probabilities(), root / root.sum(), rtol=1e-12, atol=0)
+    before = float(law.mean_square[2])
+    law.update(middles[2].expand(5), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert float(law.mean_square[2]) == pytest.approx(0.9**5 * before + (1 - 0.9**5) * 11, rel=1e-12)
+    assert law.seen.tolist() == [3, 3, 8]

@@ -102,6 +102,24 @@ def test_the_auxiliary_loss_is_the_cross_entropy_of_every_token() -> None:
         torch.testing.assert_close(found - plain, 8 * 0.5 * factor * nll, rtol=1e-12, atol=0)
 
 
+def test_masked_tokens_and_others_have_their_weights_but_at_the_last_level() -> None:
+    process = CategoricalProcess("mask-replace", 4)
+    denoiser = Answering(torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), process)
+    x0, x_t = torch.tensor([[0, 1, 2, 3]] * 2), torch.tensor([[0, 4, 1, 4], [4, 4, 4, 3]])
+    t = torch.tensor([1 / 8, 1.0], dtype=torch.float64)
+
+    def loss(**weights: float) -> Tensor:
+        return CategoricalELBO(8, aux=0.5, **weights).score(denoiser, rows(x_t, t, x0)).per_sample
+
+    masked, others = loss(open_weight=0.0), loss(masked_weight=0.0)
+    torch.testing.assert_close(masked[0], loss()[0], rtol=0, atol=0)
+    torch.testing.assert_close(masked[1] + others[1], loss()[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        loss(masked_weight=3.0, open_weight=0.5)[1], 3 * masked[1] + others[1] / 2, rtol=1e-12, atol=0
+    )
+    assert bool((masked[1] > 0) & (others[1] > 0))
+
+
 @pytest.mark.parametrize("keep", [LinearKeep(), VQDiffusionKeep()])
 def test_the_gradient_is_that_of_finite_differences_and_zeros_are_no_trouble(keep: Any) -> None:
     process = CategoricalProcess("mask-replace", 4, keep)
@@ -125,11 +143,12 @@ def test_the_gradient_is_that_of_finite_differences_and_zeros_are_no_trouble(kee
     assert bool(value.isfinite().all()) and bool(denoiser.logits.grad.isfinite().all())
 
 
-def test_levels_by_importance_leave_the_expected_loss_as_it_is() -> None:
+@pytest.mark.parametrize("times", ["importance", "running"])
+def test_levels_by_importance_leave_the_expected_loss_as_it_is(times: Any) -> None:
     """Midpoints of a grid of uniforms give the mean without noise, but for a cell per edge of the quantile function."""
     levels, draws = 50, 100_000
     losses = torch.linspace(0.1, 3, levels, dtype=torch.float64) ** 2
-    objective = CategoricalELBO(levels, importance=True)
+    objective = CategoricalELBO(levels, times=times)
     t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
     assert objective.adaptive is not None
     for _ in range(20):
@@ -142,7 +161,8 @@ def test_levels_by_importance_leave_the_expected_loss_as_it_is() -> None:
     # drawn in proportion to the loss, so that the product hardly varies: that is the point
     assert float(found.std() / found.mean()) < 0.05 < float(losses.std() / losses.mean())
     counts = index.bincount(minlength=levels).double() / draws
-    torch.testing.assert_close(counts, 0.999 * losses / losses.sum() + 0.001 / levels, rtol=0, atol=2 / draws)
+    sizes = losses if times == "importance" else torch.cat((losses[1:2], losses[1:])) + 1e-4
+    torch.testing.assert_close(counts, 0.999 * sizes / sizes.sum() + 0.001 / levels, rtol=0, atol=2 / draws)
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 5])
@@ -237,7 +257,7 @@ def test_pictures_are_trained_as_tokens_and_sampled_through_the_codec(tmp_path: 
     assert run.model.sample(2, purity=1.0, tokens_per_call=3, cond={"label": 3}).shape == (2, 1, 8, 8)
 
 
-def token_trainer(folder: Path, **options: Any) -> Trainer:
+def token_trainer(folder: Path, times: Any, **options: Any) -> Trainer:
     x = torch.randint(0, 4, (40, 6), generator=torch.Generator().manual_seed(0))
     spec = DataSpec(kind="tokens", shape=(6,), vocabulary=tuple("abcd"))
     process = CategoricalProcess("mask-replace", 4)
@@ -245,9 +265,7 @@ def token_trainer(folder: Path, **options: Any) -> Trainer:
         TransformerOptions(width=16, depth=1, heads=2, time_dependent=True), spec, states=process.states
     )
     denoiser = CategoricalDenoiser(network, process, spec=spec, time_dependent=True)
-    objective = make_objective(
-        CategoricalELBOOptions(levels=3, aux=5e-4, adaptive_aux=True, times="importance"), denoiser
-    )
+    objective = make_objective(CategoricalELBOOptions(levels=3, aux=5e-4, adaptive_aux=True, times=times), denoiser)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = TrainOptions(
         **{"steps": 30, "batch_size": 16, "log_every": 10, "checkpoint_every": 10, "warmup": 5} | options
@@ -255,15 +273,16 @@ def token_trainer(folder: Path, **options: Any) -> Trainer:
     return Trainer(denoiser, objective, TensorDataset(data=x, spec=spec), chosen, folder)
 
 
-def test_a_run_with_levels_by_importance_resumes_bit_for_bit(tmp_path: Path) -> None:
-    token_trainer(tmp_path / "whole").run()
-    first = token_trainer(tmp_path / "parts")
+@pytest.mark.parametrize("times", ["importance", "running"])
+def test_a_run_with_levels_by_importance_resumes_bit_for_bit(times: str, tmp_path: Path) -> None:
+    token_trainer(tmp_path / "whole", times).run()
+    first = token_trainer(tmp_path / "parts", times)
     first.resume()
     while first.state.step < 17:
         first.step()
         first._after_step(first.clock())
     first.save()
-    token_trainer(tmp_path / "parts").run()
+    token_trainer(tmp_path / "parts", times).run()
     whole, parts = (
         read_checkpoint(checkpoints_in(tmp_path / name / "checkpoints")[-1]).tensors for name in ("whole", "parts")
     )
@@ -273,10 +292,10 @@ def test_a_run_with_levels_by_importance_resumes_bit_for_bit(tmp_path: Path) -> 
 
 
 def test_held_out_losses_do_not_depend_on_what_was_seen() -> None:
-    adaptive = CategoricalELBO(10, aux=0.1, importance=True)
+    adaptive = CategoricalELBO(10, aux=0.1, times="running", masked_weight=2.0)
     fresh = Validation(adaptive, TensorDataset(data=torch.zeros(4, 3), spec=DataSpec(kind="vector", shape=(3,))))
     assert isinstance(fresh.objective, CategoricalELBO) and not fresh.objective.adapts
-    assert (fresh.objective.levels, fresh.objective.aux) == (10, 0.1)
+    assert (fresh.objective.levels, fresh.objective.aux, fresh.objective.masked_weight) == (10, 0.1, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +304,7 @@ def test_held_out_losses_do_not_depend_on_what_was_seen() -> None:
         ({"aux": -1.0}, "must not be negative"),
         ({"adaptive_aux": True}, "leaves out"),
         ({"levels": 0}, "at least 1"),
+        ({"masked_weight": 0.0, "open_weight": 0.0}, "both 0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

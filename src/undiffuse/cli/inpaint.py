@@ -24,6 +24,10 @@ Examples:
   undiffuse inpaint runs/codes photo.png --mask hole.png --resample 16 --steps 50
 In a mask white is known and black is to be filled.
 """
+SECTIONS = {
+    "What is known": ("mask", "text", "placeholder", "set_", "label", "cond"),
+    "How to fill": ("n", "seed", "method", "resample", "steps", "solver", "guidance", "dilate", "paste", "rank"),
+}
 _SHOWN = 8  # completions that are printed
 
 
@@ -76,6 +80,7 @@ def inpaint(
     Exact for models of masks (corruption=absorbing). Models of other noise are asked several times per step
     (--resample), which is near to exact. Continuous models of pictures: undiffuse restore --mask.
     """
+    from undiffuse.cli.conditions import one_of_each
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
     from undiffuse.tasks.completion import inpaint as complete
@@ -101,7 +106,7 @@ def inpaint(
             dilate=dilate,
             paste=paste,
             rank=rank,
-            cond=_conditions(label, cond or [], found.model.spec),
+            cond=one_of_each(label, cond or [], found.model.spec),
             guidance=guidance,
             batch_size=batch_size,
             listener=listener,
@@ -147,15 +152,13 @@ def _given(
         return dict(_column(words) for words in columns), None
     import torch
 
+    from undiffuse.cli.files import read_picture
     from undiffuse.images import read_image
 
     assert mask is not None
     if spec.kind != "image":
-        raise ValueError(f"a picture was given, but this model makes {spec.kind} data; give --text or --set.")
-    channels: Any = {1: "grey", 3: "rgb", 4: "rgba"}.get(spec.channels, "auto")
-    low, high = spec.range or (-1.0, 1.0)
-    picture = torch.from_numpy(read_image(image, channels)).permute(2, 0, 1)
-    return picture * ((high - low) / 255.0) + low, torch.from_numpy(read_image(mask, "grey")[..., 0])
+        raise ValueError(f"a picture was given, but this model makes {spec.noun}; give --text or --set.")
+    return read_picture(image, spec), torch.from_numpy(read_image(mask, "grey")[..., 0])
 
 
 def _column(words: str) -> tuple[str, str]:
@@ -163,23 +166,6 @@ def _column(words: str) -> tuple[str, str]:
     if not name or not equals:
         raise ValueError(f"--set {words!r} says nothing; write COLUMN=VALUE, for example colour=red.")
     return name, value
-
-
-def _conditions(label: str | None, conds: list[str], spec: DataSpec) -> dict[str, Any] | None:
-    """Return one value for each condition.
-
-    Raises:
-        ValueError: A condition has several.
-    """
-    from undiffuse.cli.conditions import load_conditions, read_conditions
-
-    if label is None and not conds:
-        return None
-    names = [words.partition("=")[0] for words in conds] + ["label"] * (label is not None)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or (label is not None and "," in label and label not in spec.classes):
-        raise ValueError(f"{twice[0] if twice else 'label'} has several values; all completions share one.")
-    return load_conditions(read_conditions([label] if label is not None else [], conds, 1, spec), spec)
 
 
 def _save(

@@ -7,6 +7,8 @@ sequences, so the tables have no sampling error.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,14 +41,16 @@ _DRAWS = {1000: (1000, 10_000, 100_000), 50_257: (100, 1000, 10_000)}  # vocabul
 def reproduce(
     *, quick: bool = False, seed: int = 0, listener: Listener = silent, keep: Keep = drop, data: str = "prose"
 ) -> Study:
-    """Compute all tables, and train three models on the text `data`; `quick` trains for a moment only: to try it."""
+    """Compute all tables, and train models on a chain and on the text `data`; `quick` for a moment only: to try it."""
     from undiffuse.papers.masked_texts import Texts
+    from undiffuse.papers.told_time import told_or_not
 
     texts = Texts(data, quick, seed)
-    parts = [
+    parts: list[tuple[str, Callable[[], Part]]] = [
         ("ancestral sampling", ancestral),
         ("budgets and orders", budgets),
         ("the temperature of float32 draws", temperatures),
+        ("told the time or not", partial(told_or_not, quick, seed)),
         ("training", texts.training),
         ("first-hitting and ancestral sampling of a text", texts.samplers),
         ("several tokens per call", texts.together),

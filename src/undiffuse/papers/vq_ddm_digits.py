@@ -91,7 +91,7 @@ class _Network:
 _UNIFORM, _ABSORBING = "uniform, U-Net", "absorbing, U-Net"
 _MASKED, _CAUSAL = "absorbing, transformer", "left to right, transformer"
 _NETWORKS: dict[str, _Network] = {
-    _UNIFORM: _Network("uniform", _UNET, CategoricalELBOOptions(times="importance", drop=0.0), evidence_free=True),
+    _UNIFORM: _Network("uniform", _UNET, CategoricalELBOOptions(times="running", drop=0.0), evidence_free=True),
     _ABSORBING: _Network("absorbing", _UNET, MaskedELBOOptions(drop=0.0)),
     _MASKED: _Network("absorbing", _TRANSFORMER, MaskedELBOOptions(drop=0.0)),
     _CAUSAL: _Network("absorbing", replace(_TRANSFORMER, causal=True), AutoregressiveOptions(drop=0.0)),

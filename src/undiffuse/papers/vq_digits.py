@@ -181,7 +181,7 @@ class Digits:
             title="A trained model: quality and variety",
             text=f"{_FEW} steps, but for the sampler that opens one token with every call. Guidance, truncation and "
             "sharpening trade variety (recall) for precision and for the class asked for. The Frechet distance pays "
-            "for both, so it has a best setting in between.",
+            "for lost variety and for untrue digits alike.",
             columns=_COLUMNS,
             rows=[figures.row(name) for name, figures in found.items()],
             numeric=range(1, len(_COLUMNS)),

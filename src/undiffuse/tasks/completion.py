@@ -17,26 +17,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from undiffuse.denoisers.base import Denoiser, Wrapper
 from undiffuse.denoisers.elbo import token_bounds
-from undiffuse.denoisers.posterior import AnyPosterior, CategoricalPosterior
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.model import Model
-from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint, Known, Replacement
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.resampling import Resampled
+from undiffuse.tasks.beginnings import model_of_beginnings
 from undiffuse.tasks.known_tokens import Given, read_given
 
 Method = Literal["auto", "clamp", "replacement"]
@@ -51,10 +47,10 @@ class Completion:
 
     Args:
         samples: (K, B, *shape); for tokens the ids, int64 (K, B, length).
-        tokens: All tokens that were drawn, int64 (K, B, L).
+        tokens: All tokens that were drawn, int64 (K, B, L). Where noise replaces tokens they include those behind a
+            text that is shorter than the model's items.
         known: Which tokens were known, bool (B, L).
-        log_prob: Evidence bound of log p of each completion, in nats, (K, B); None where it was not asked for. With
-            noise that replaces tokens it includes those behind a text that is shorter than the model's items.
+        log_prob: Evidence bound of log p of `tokens`, in nats, (K, B); None where it was not asked for.
         log_prob_error: Its standard error.
         method: "clamp" or "replacement".
         why: Why, where the choice was left to us; else "".
@@ -151,6 +147,8 @@ def inpaint(
     said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
     for text in said:
         warnings.warn(text, stacklevel=2)
+    if options.get("autoguide") is None:  # which knows nothing of masks behind the text
+        model, given = _beginning(model, given)
     items = len(given.tokens)
     rows = given.repeated(samples)
     conditions = _repeat(fit_conditions(cond, items, model.state_spec, model.device), samples)
@@ -159,7 +157,7 @@ def inpaint(
         rule = Resampled(solver=make_solver("ancestral"), passes=_RESAMPLE if resample is None else resample)
     settings = {"solver": rule, "steps": steps, "seed": seed, **options}
     tokens, nfe = _draw(model, process, rows, chosen, conditions, settings, batch_size, listener)
-    bound, error = _rate(model, tokens, given.length, conditions, seed, batch_size) if rank else (None, None)
+    bound, error = _rate(model, tokens, conditions, seed, batch_size) if rank else (None, None)
     shaped = [None if part is None else part.unflatten(0, (items, samples)) for part in (tokens, bound, error)]
     best = None if shaped[1] is None else shaped[1].argsort(1, descending=True)
     drawn, bound, error = (_in_order(part, best) for part in shaped)
@@ -260,40 +258,18 @@ def _draw(
     return torch.cat(drawn), nfe
 
 
-class _Beginning(Wrapper):
-    """What an absorbing model says of the first tokens of items whose other tokens are masks: their marginal.
-
-    Args:
-        denoiser: Of items of `length` tokens.
-        length: L.
-    """
-
-    process: CategoricalProcess
-
-    def __init__(self, denoiser: Denoiser, length: int) -> None:
-        super().__init__(denoiser)
-        self.length = length
-
-    def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
-        """Ask about items filled up with masks, at the time that goes with so many."""
-        whole = pad(x, (0, self.length - x.shape[1]), value=self.process.classes)
-        masked = self.process.is_mask(whole).double().mean(1)
-        post = self.denoiser(whole, self.process.keep.time(1.0 - masked), cond)
-        assert isinstance(post, CategoricalPosterior)
-        return post.replace(logits=post.logits[:, : x.shape[1]])
+def _beginning(model: Model, given: Given) -> tuple[Model, Given]:
+    """Return the model of texts as short as the one given, where it knows their marginal, and the text alone."""
+    length = given.length
+    short = None if given.tokens.shape[1] == length else model_of_beginnings(model, length)
+    if short is None:
+        return model, given
+    return short, replace(given, tokens=given.tokens[:, :length], known=given.known[:, :length])
 
 
-def _rate(
-    model: Model, tokens: Tensor, length: int, conditions: Fitted, seed: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Return the evidence bound of log p of each row in nats, and its error; all rows meet the same noise.
-
-    Of the first `length` tokens, where the model knows their marginal: the others were not asked for.
-    """
+def _rate(model: Model, tokens: Tensor, conditions: Fitted, seed: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return the evidence bound of log p of each row in nats, and its error; all rows meet the same noise."""
     bounds, denoiser = [], model.denoiser
-    if length < tokens.shape[1] and token_process(model).kind == "absorbing":
-        denoiser = denoiser if denoiser.causal else _Beginning(denoiser, tokens.shape[1])
-        tokens = tokens[:, :length]
     for low in range(0, len(tokens), batch_size):
         rows = tokens[low : low + batch_size].to(model.device)
         cond = dict(conditions.rows(low, low + len(rows)))

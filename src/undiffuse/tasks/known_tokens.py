@@ -132,7 +132,7 @@ def _from_texts(texts: list[str], placeholder: str, spec: DataSpec) -> Given:
     from undiffuse.data.text import encode_text
 
     if not spec.is_discrete or spec.columns or spec.grid:
-        what = "rows of a table" if spec.columns else f"{spec.kind} data"
+        what = "rows of a table" if spec.columns else f"{spec.noun}"
         raise ValueError(f"a text was given but the model makes {what}; give what it makes.")
     if len(placeholder) != 1:
         raise ValueError(f"placeholder={placeholder!r} must be one character, such as '_'.")
@@ -209,7 +209,7 @@ def _from_pictures(model: Model, x: Tensor, mask: Tensor, dilate: int) -> Given:
     """
     spec, grid = model.spec, model.state_spec.grid
     if spec.kind != "image":
-        raise ValueError(f"completion through a codec is for images; this model makes {spec.kind} data.")
+        raise ValueError(f"completion through a codec is for images; this model makes {spec.noun}.")
     if dilate < 0:
         raise ValueError(f"dilate={dilate} must be 0 or more tokens.")
     x = (x[None] if x.ndim == 3 else x).float()

@@ -197,7 +197,7 @@ def make_augment(options: DataOptions, spec: DataSpec) -> Augment | None:
     if not options.augment:
         return None
     if spec.kind not in ("image", "video"):
-        raise ConfigError(f"data.augment moves the pixels of images and video; this is {spec.kind} data. Set it to 0.")
+        raise ConfigError(f"data.augment moves the pixels of images and video; this is {spec.noun}. Set it to 0.")
     oblong = [size for size in (*spec.sizes, spec.shape[-2:]) if size[0] != size[1]]
     if "turn" in options.augmentations and oblong:
         size = " x ".join(map(str, oblong[0]))

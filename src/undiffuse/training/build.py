@@ -58,7 +58,7 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     """
     if spec.is_discrete != isinstance(recipe.process, CategoricalOptions):
         recipe_name = "text" if spec.is_discrete else "image or vector"
-        raise ConfigError(f"process={recipe.process.kind} does not fit {spec.kind} data; use recipe {recipe_name}.")
+        raise ConfigError(f"process={recipe.process.kind} does not fit {spec.noun}; use recipe {recipe_name}.")
     spec = told_spec(spec, recipe.data)
     process = make_process(recipe.process, spec)
     states = process.states if isinstance(process, CategoricalProcess) else None
@@ -126,7 +126,9 @@ def make_objective(options: ObjectiveOptions, denoiser: Trained, steps: int = 1)
             options.levels,
             aux=options.aux,
             adaptive_aux=options.adaptive_aux,
-            importance=options.times == "importance",
+            times=options.times,
+            masked_weight=options.masked_weight,
+            open_weight=options.open_weight,
             drop=options.drop,
         )
     if categorical.kind != "absorbing":

@@ -12,9 +12,14 @@ from undiffuse.denoisers.elbo import level_times, mask_by_count, mask_by_time, s
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.training.objectives import Corrupted, Losses, Objective, answer
-from undiffuse.training.time_samplers import UNIT_SPAN, ImportanceTimes, stratified
+from undiffuse.training.time_samplers import UNIT_SPAN, AdaptiveTimes, ImportanceTimes, RunningTimes, stratified
 
+Levels = Literal["uniform", "importance", "running"]
 _BINS = 100  # of adaptive levels, at most
+_LAWS: dict[Levels, type[ImportanceTimes] | type[RunningTimes]] = {
+    "importance": ImportanceTimes,
+    "running": RunningTimes,
+}
 
 
 class MaskedELBO(Objective):
@@ -72,19 +77,23 @@ class CategoricalELBO(Objective):
 
         T E_i[ KL(q(x_s | x_t, x_0) || p(x_s | x_t)) - aux w_i log p(x_0 | x_t) ],   t = i / T, s = (i - 1) / T,
 
-    averaged over all tokens, the replaced ones too. At s = 0 the divergence is -log p(x_0 | x_t).
+    averaged over all tokens, the replaced ones too. At s = 0 the divergence is -log p(x_0 | x_t). Masked tokens and
+    others may weigh differently at s > 0; with other weights than 1 the sum is no bound.
 
     Args:
         levels: Number T of noise levels.
         aux: Weight of the auxiliary loss beside each term; 5e-4 with T = 100 in VQ-Diffusion. The terms are summed over
             the levels, so T times as much of it is there in all.
         adaptive_aux: w_i = 2 - t, which asks more of nearly clean tokens, as in the code of VQ-Diffusion; else 1.
-        importance: Draw levels in proportion to the running root mean square of their loss, and divide by that.
+        times: How levels are drawn: "uniform", or in proportion to the size that their loss had, and divided by that:
+            "importance" remembers the last ten losses, "running" a running mean of their squares.
+        masked_weight: Weight of both losses of masked tokens, but for s = 0.
+        open_weight: The same of all other tokens.
         drop: Probability that a row's condition is replaced by its null.
 
     Sources: Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", arXiv:2107.03006; Gu
-        et al. 2022 (VQ-Diffusion), arXiv:2111.14822, section 4.2; importance: Nichol and Dhariwal 2021,
-        arXiv:2102.09672, section 3.3, of which VQ-Diffusion takes a running mean in place of the last ten losses.
+        et al. 2022 (VQ-Diffusion), arXiv:2111.14822, section 4.2, and its code for "running" and the weights;
+        "importance": Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3.
     """
 
     def __init__(
@@ -93,14 +102,19 @@ class CategoricalELBO(Objective):
         *,
         aux: float = 0.0,
         adaptive_aux: bool = False,
-        importance: bool = False,
+        times: Levels = "uniform",
+        masked_weight: float = 1.0,
+        open_weight: float = 1.0,
         drop: float = 0.0,
     ) -> None:
         super().__init__(drop)
         self.levels, self.aux, self.adaptive_aux = levels, aux, adaptive_aux
+        self.masked_weight, self.open_weight = masked_weight, open_weight
         # a submodule: its buffers are saved
-        self.adaptive = ImportanceTimes(UNIT_SPAN, bins=min(levels, _BINS)) if importance else None
-        self.adapts = importance
+        self.adaptive: AdaptiveTimes | None = None
+        if times != "uniform":
+            self.adaptive = _LAWS[times](UNIT_SPAN, bins=min(levels, _BINS))
+        self.adapts = self.adaptive is not None
 
     def prepare(self, denoiser: Denoiser, batch: dict[str, Any], noise: NoiseSource, batch_size: int) -> Corrupted:
         """Corrupt N rows to level i, stratified over the batch."""
@@ -122,10 +136,13 @@ class CategoricalELBO(Objective):
         s = (corrupted.t - 1 / self.levels).clamp(min=0.0)
         s = torch.where(s < 0.5 / self.levels, 0.0, s)  # rounding must not keep the last step from reaching 0
         process = categorical_process(denoiser)
-        term = step_kl(process, corrupted.x, corrupted.target, logits.softmax(-1), corrupted.t, s).mean(1)
+        divergence = step_kl(process, corrupted.x, corrupted.target, logits.softmax(-1), corrupted.t, s)
+        weight = torch.where(process.is_mask(corrupted.x), self.masked_weight, self.open_weight)
+        weight = torch.where(s[:, None] > 0, weight, 1.0)
+        term = (weight * divergence).mean(1)
         if self.aux:
             share = self.aux * (2.0 - corrupted.t).to(term.dtype) if self.adaptive_aux else self.aux
-            term = term + share * token_nll(logits, corrupted.target).mean(1)
+            term = term + share * (weight * token_nll(logits, corrupted.target)).mean(1)
         if self.adaptive is not None:
             term = term * corrupted.weight.to(term.dtype)
         return Losses(self.levels * term, None)
@@ -140,7 +157,14 @@ class CategoricalELBO(Objective):
         """Return the same loss with uniform levels."""
         if self.adaptive is None:
             return self
-        return CategoricalELBO(self.levels, aux=self.aux, adaptive_aux=self.adaptive_aux, drop=self.drop)
+        return CategoricalELBO(
+            self.levels,
+            aux=self.aux,
+            adaptive_aux=self.adaptive_aux,
+            masked_weight=self.masked_weight,
+            open_weight=self.open_weight,
+            drop=self.drop,
+        )
 
 
 def categorical_process(denoiser: Denoiser) -> CategoricalProcess:

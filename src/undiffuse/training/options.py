@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from undiffuse.limits import at_least_one, not_negative, positive, share
 from undiffuse.words import option
 
 _PLACE = ("device", "shard", "checkpoint_activations", "compile")
@@ -69,12 +70,8 @@ class DenoisingOptions:
             )
         if self.levels < 2:
             raise ValueError(f"levels={self.levels} must be at least 2; 1000 is usual.")
-        _check_share("p_async", self.p_async)
-        _check_share("drop", self.drop)
-        for name in ("min_snr_gamma", "p2_k", "p2_gamma", "time_std", "mode_scale"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be positive.")
+        share(self, "p_async", "drop")
+        positive(self, "min_snr_gamma", "p2_k", "p2_gamma", "time_std", "mode_scale")
         if self.mode_scale > 2 / (3.141592653589793 - 2) + 1e-9:
             raise ValueError(f"mode_scale={self.mode_scale} is above 1.75, where the map of times folds; lower it.")
         if self.times == "importance" and self.p_async:
@@ -93,7 +90,7 @@ class MaskedELBOOptions:
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
-        _check_share("drop", self.drop)
+        share(self, "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ class AutoregressiveOptions:
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
-        _check_share("drop", self.drop)
+        share(self, "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +112,22 @@ class CategoricalELBOOptions:
     levels: int = option(1000, "number of noise levels of the bound")
     aux: float = option(0.0, "weight of -log p(x_0 | x_t) beside each level's term; VQ-Diffusion: 0.0005 at levels=100")
     adaptive_aux: bool = option(False, "multiply that weight by 2 - t")
-    times: Literal["uniform", "importance"] = option(
-        "uniform", "levels: all alike, or more often where the loss is large, divided by how often"
+    times: Literal["uniform", "importance", "running"] = option(
+        "uniform",
+        "levels: all alike, or more often where the loss is large, divided by how often; by the last ten losses, or by "
+        "a running mean of their squares",
     )
+    masked_weight: float = option(1.0, "weight of the loss of masked tokens, but for that of the last level")
+    open_weight: float = option(1.0, "the same of tokens that are not masked")
     drop: float = option(0.1, "share of labels and vector conditions dropped, for guidance")
 
     def __post_init__(self) -> None:
-        _check_share("drop", self.drop)
+        share(self, "drop")
+        if min(self.masked_weight, self.open_weight) < 0 or not self.masked_weight + self.open_weight > 0:
+            raise ValueError(
+                f"masked_weight={self.masked_weight} and open_weight={self.open_weight} must not be negative, nor "
+                "both 0; 1 and 1 is the bound."
+            )
         if self.levels < 1:
             raise ValueError(f"levels={self.levels} must be at least 1.")
         if not self.aux >= 0:
@@ -174,16 +180,11 @@ class TrainOptions:
         return self.checkpoint_every if self.validate_every is None else self.validate_every
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "max_bad_steps")
-        for name in (*counts, "validate_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("warmup", "preview_every", "snapshot_every", "validate_every", "weight_decay", "clip", "final_lr"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        for name in ("lr", "muon_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        at_least_one(self, "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep")
+        at_least_one(self, "max_bad_steps", "validate_items")
+        not_negative(self, "warmup", "preview_every", "snapshot_every", "validate_every")
+        not_negative(self, "weight_decay", "clip", "final_lr")
+        positive(self, "lr", "muon_lr")
         if self.optimizer == "muon" and self.shard:
             raise ValueError("optimizer=muon needs whole matrices, which shard=true cuts; use one of the two.")
         if self.batch_size % self.accumulate:
@@ -194,8 +195,3 @@ class TrainOptions:
             raise ValueError("compile=true has not been made to work with shard=true; leave one of them off.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers in [0, 1).")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} is a share and must lie in [0, 1].")

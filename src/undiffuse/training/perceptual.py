@@ -28,7 +28,7 @@ def make_distance(features: str, data: DataSpec) -> Distance:
         CheckpointError: The classifier cannot be loaded.
     """
     if data.kind not in ("image", "video"):
-        raise ConfigError(f"codec.perceptual compares pictures, but these are {data.kind} data; set it to 0.")
+        raise ConfigError(f"codec.perceptual compares pictures, but these are {data.noun}; set it to 0.")
     if features == "lpips":
         return _lpips()
     network = load_classifier(features).eval().requires_grad_(False)

@@ -159,7 +159,7 @@ def _read_facts(path: Path) -> Snapshot:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from undiffuse.models.bundle import read_tensors
+    from undiffuse.models.folder import read_tensors
 
     return read_tensors(path)
 

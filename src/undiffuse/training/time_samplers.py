@@ -8,6 +8,7 @@ independent times per frame (`FrameTimes`) are the same map on more uniforms.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -123,27 +124,34 @@ class ModeTimes:
         return _inside(self.schedule, t, slope)
 
 
-class ImportanceTimes(nn.Module):
-    """Times drawn by bin in proportion to the running sqrt(E[L^2]) of the bin's loss.
+class AdaptiveTimes(nn.Module, ABC):
+    """Times drawn by bin in proportion to the sizes that the bin's losses had so far.
 
-    Uniform until every bin holds `memory` losses. The losses must be divided by the law's density
-    (multiplied by `importance`); `update` takes them before that. State: two buffers, saved with a run.
-
-    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3.
+    Uniform until every bin has seen `memory` losses. The losses must be divided by the law's density (multiplied by
+    `importance`); `update` takes them before that. State: buffers, saved with a run.
     """
 
-    losses: Tensor
     seen: Tensor
 
-    def __init__(self, schedule: Span, bins: int = 100, memory: int = 10, floor: float = 1e-3) -> None:
+    def __init__(self, schedule: Span, bins: int, memory: int, floor: float) -> None:
         super().__init__()
         self.schedule, self.bins, self.memory, self.floor = schedule, bins, memory, floor
-        self.register_buffer("losses", torch.zeros(bins, memory, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(bins, dtype=torch.int64))
+
+    @abstractmethod
+    def sizes(self) -> Tensor:
+        """Return the size of each bin's losses, float64 (bins,)."""
+
+    @abstractmethod
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learn from per-sample losses (B,) at times (B,).
+
+        Losses that are not finite are left out: one would make every later probability NaN.
+        """
 
     def probabilities(self) -> Tensor:
         """Return the probability of each bin, float64 (bins,); `floor` of it stays uniform."""
-        size = self.losses.square().mean(1).sqrt()
+        size = self.sizes()
         warm = (self.seen >= self.memory).all() & (size.sum() > 0)
         size = torch.where(warm, size, torch.ones_like(size))
         return (1 - self.floor) * size / size.sum() + self.floor / self.bins
@@ -162,18 +170,42 @@ class ImportanceTimes(nn.Module):
         low, high = self.schedule.t_min, self.schedule.t_max
         return Times((low + (high - low) * unit).clamp(low, high), slope * (high - low))
 
+    def _bin(self, t: Tensor) -> Tensor:
+        low, high = self.schedule.t_min, self.schedule.t_max
+        return ((t - low) / (high - low) * self.bins).long().clamp(0, self.bins - 1)
+
+    def _sorted(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the bin of each loss and the losses in order of bins, and how many each bin gets: (B,), (B,), (M,).
+
+        Losses that are not finite go to one bin more, M = bins + 1: to drop them here would wait for the device.
+        """
+        bin = torch.where(losses.isfinite(), self._bin(t), self.bins)
+        order = torch.argsort(bin, stable=True)
+        count = bin.new_zeros(self.bins + 1).index_add_(0, bin, torch.ones_like(bin))
+        return bin[order], losses.double()[order], count
+
+
+class ImportanceTimes(AdaptiveTimes):
+    """Times drawn by bin in proportion to the root mean square of the bin's last `memory` losses.
+
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3.
+    """
+
+    losses: Tensor
+
+    def __init__(self, schedule: Span, bins: int = 100, memory: int = 10, floor: float = 1e-3) -> None:
+        super().__init__(schedule, bins, memory, floor)
+        self.register_buffer("losses", torch.zeros(bins, memory, dtype=torch.float64))
+
+    def sizes(self) -> Tensor:
+        """Return the root mean square of what each bin remembers."""
+        return self.losses.square().mean(1).sqrt()
+
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Put per-sample losses (B,) at times (B,) into their bins; each bin keeps the last `memory`.
-
-        Losses that are not finite are left out: one would make every later probability NaN.
-        """
-        # What is left out goes to one bin more, which is thrown away: to drop it here would wait for the device.
+        """Put losses into their bins; each bin keeps the last `memory`."""
+        bin, values, count = self._sorted(t, losses)
         spare = torch.full_like(self.seen[:1], self.bins)
-        bin = torch.where(losses.isfinite(), self._bin(t), spare)
-        order = torch.argsort(bin, stable=True)
-        bin, values = bin[order], losses.double()[order]
-        count = bin.new_zeros(self.bins + 1).index_add_(0, bin, torch.ones_like(bin))
         rank = torch.arange(len(bin), device=bin.device) - (count.cumsum(0) - count)[bin]
         recent = rank >= count[bin] - self.memory  # earlier ones would be overwritten in the same batch
         slot = (torch.cat((self.seen, spare))[bin] + rank) % self.memory
@@ -182,9 +214,49 @@ class ImportanceTimes(nn.Module):
         self.losses.copy_(kept[:-1])
         self.seen += count[:-1]
 
-    def _bin(self, t: Tensor) -> Tensor:
-        low, high = self.schedule.t_min, self.schedule.t_max
-        return ((t - low) / (high - low) * self.bins).long().clamp(0, self.bins - 1)
+
+class RunningTimes(AdaptiveTimes):
+    """Times drawn by bin in proportion to the root of a running mean of the bin's squared losses, plus 1e-4.
+
+    The first bin takes the size of the second: the last term of a discrete bound is -log p(x_0 | x_t), of another size
+    than the divergences, and not to be drawn for that.
+
+    Args:
+        schedule: Where times lie.
+        bins: Number of bins, at least 2 for that.
+        memory: Losses that every bin must have seen before times stop being uniform.
+        decay: What each loss leaves of the mean of those before it.
+        floor: Share of the probability that stays uniform, which bounds `importance`.
+
+    Source: the code of Gu et al. 2022 (VQ-Diffusion), arXiv:2111.14822.
+    """
+
+    mean_square: Tensor
+
+    def __init__(
+        self, schedule: Span, bins: int = 100, memory: int = 10, decay: float = 0.9, floor: float = 1e-3
+    ) -> None:
+        super().__init__(schedule, bins, memory, floor)
+        self.decay = decay
+        self.register_buffer("mean_square", torch.zeros(bins, dtype=torch.float64))
+
+    def sizes(self) -> Tensor:
+        """Return the root of the mean square of each bin, without the zero that it began with."""
+        mean = self.mean_square / (1 - self.decay ** self.seen.clamp(min=1).double())
+        size = mean.sqrt() + 1e-4
+        return torch.cat((size[1:2], size[1:])) if self.bins > 1 else size
+
+    @torch.no_grad()
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Mix the mean square of a bin's new losses into its running mean, as if all of them were that mean."""
+        bin, values, count = self._sorted(t, losses)
+        # where, not a product: what is not finite must not reach the sum of its bin
+        squares = torch.where(bin < self.bins, values, 0.0).square()
+        total = self.mean_square.new_zeros(self.bins + 1).index_add_(0, bin, squares)[:-1]
+        new = count[:-1]
+        kept = self.decay ** new.double()
+        self.mean_square.mul_(kept).add_((1 - kept) * total / new.clamp(min=1))
+        self.seen += new
 
 
 class TimeSampler:
