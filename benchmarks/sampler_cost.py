@@ -31,6 +31,7 @@ from undiffuse.sampling.registry import make_solver
 
 POINTS, STEPS, REPEATS = (256, 2), 50, 40
 ASKED = {"ddim": 1 / 5, "dpm++2m": 1 / 8, "dpm++3m": 1 / 8, "unipc-3": 1 / 15}
+STOCHASTIC = 2.0  # times the deterministic solver, its draws not counted
 
 
 class NullDenoiser(Denoiser):
@@ -63,6 +64,13 @@ def ours(denoiser: Denoiser, solver: str) -> None:
     denoiser.process = GaussianProcess(denoiser.process.schedule)
     grid = make_grid(denoiser.process.schedule, STEPS, "leading")
     sample(denoiser, noise=KeyedNoise(0, range(POINTS[0])), shape=POINTS[1:], solver=make_solver(solver), grid=grid)
+
+
+def draws() -> None:
+    """The noise that a stochastic solver draws for one run."""
+    noise = KeyedNoise(0, range(POINTS[0]))
+    for step in range(STEPS):
+        noise.normal("step", step, POINTS[1:])
 
 
 def theirs(scheduler: Any) -> None:
@@ -117,6 +125,13 @@ def main() -> None:
         rows.append(Measure(f"{solver}: the loop", loop, asked=ASKED.get(solver), note=against))
         rows.append(Measure(f"{solver}: with conversions", whole, note=against))
         rows += [Measure(f"{solver}: {name}", 1e3 * seconds, "ms") for name, seconds in found.items()]
+    found = medians(
+        {"dpm++2m": lambda: ours(constant, "dpm++2m"), "sde": lambda: ours(constant, "sde-dpm++2m"), "draws": draws},
+        repeats,
+    )
+    ratio = (found["sde"] - found["draws"]) / found["dpm++2m"]
+    rows.append(Measure("sde-dpm++2m without its draws, of dpm++2m", ratio, asked=STOCHASTIC))
+    rows.append(Measure("the draws", 1e3 * found["draws"], "ms"))
     said = "The sampling loop on 256 points with a network that costs nothing, 50 steps, against diffusers' schedulers."
     publish(Results("Cost of the sampling loop", said, tuple(rows), machine_settings(repeats=repeats)), asked.out)
 

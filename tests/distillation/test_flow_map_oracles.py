@@ -163,6 +163,18 @@ def test_consistency_draws_levels_log_normally() -> None:
     assert even._draw(rho, torch.tensor([0.0, 0.35, 0.9999])).tolist() == [0, 3, 9]
 
 
+def test_consistency_of_few_values_takes_squares_where_targets_are_random() -> None:
+    """The pseudo-Huber distance of items far apart is their distance, whose minimum over random targets is a median."""
+    plain = Consistency(exact("rf"), ConsistencyOptions(), steps=9)
+    taught = Consistency(exact("rf"), ConsistencyOptions(teacher="given"), steps=9, teacher=exact("rf"))
+    assert [plain.huber(2), plain.huber(64), taught.huber(2)] == [None, 0.00054, 0.00054]
+    assert Consistency(exact("rf"), ConsistencyOptions(huber=0.1), steps=9).huber(2) == 0.1
+    square = torch.tensor([[9.0, 16.0], [0.0, 0.0]], dtype=torch.float64)
+    assert plain._distance(square).tolist() == [12.5, 0.0]
+    c = 0.00054 * 2**0.5
+    torch.testing.assert_close(taught._distance(square), square.new_tensor([(25 + c * c) ** 0.5 - c, 0]), **EXACT)
+
+
 def test_consistency_ends_stay_inside_the_schedule() -> None:
     options = ConsistencyOptions()
     low, high = consistency_range(process_of("ddpm").schedule, options)

@@ -22,6 +22,7 @@ from tests.distillation.tiny import mlp_denoiser
 from tests.oracles.continuous import normals, process_of
 from undiffuse.denoisers.flow_map import FlowMap, GaussianFlowMap
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
+from undiffuse.distillation.build import highest_time, make_student
 from undiffuse.distillation.meanflow import MeanFlow, meanflow_target
 from undiffuse.distillation.options import MeanFlowOptions
 from undiffuse.distillation.shares import split_rows
@@ -94,9 +95,9 @@ def test_the_weight_divides_the_gradient_and_not_the_logged_loss():
             torch.testing.assert_close(weighted, plain / (square + 1e-3) ** power, rtol=1e-9, atol=1e-12)
 
 
-def test_without_a_teacher_few_values_are_not_weighted():
+def test_few_values_are_not_weighted():
     plain, taught = MeanFlow(MeanFlowOptions()), MeanFlow(MeanFlowOptions(), teacher=exact_denoiser("rf"))
-    assert [plain.power(2), plain.power(64), taught.power(2)] == [0.0, 1.0, 1.0]
+    assert [plain.power(2), plain.power(64), taught.power(2), taught.power(64)] == [0.0, 1.0, 0.0, 1.0]
     assert MeanFlow(MeanFlowOptions(power=0.5)).power(2) == 0.5
 
 
@@ -136,6 +137,18 @@ def test_times_are_ordered_and_a_share_of_the_rows_are_pairs():
         assert torch.histc(u[rows, 0], bins=4, min=0, max=1).tolist() == [len(rows) / 4] * 4
     quarters = torch.histc(torch.special.ndtr(torch.logit(t[single]) + 0.4), bins=4, min=0, max=1)
     assert quarters.min() > 0 and torch.histc(u[:, 0], bins=64, min=0, max=1).max() == 1
+
+
+def test_sampling_starts_within_reach_of_the_law_of_times():
+    """At sigma / alpha = 20, as far as the schedule goes; the law has a share of 1 in 1000 of its times beyond."""
+    student = make_student(mlp_denoiser("v"), MeanFlowOptions())
+    alpha, sigma = student.process.coefficients(student.start, torch.zeros(1))
+    assert sigma / alpha == pytest.approx(20)
+    start = highest_time(process_of("rf").schedule, 20.0)
+    assert start == pytest.approx(20 / 21) and math.erfc((math.log(20) + 0.4) / 2**0.5) / 2 < 1e-3
+    assert highest_time(process_of("rf").schedule, 1e9) == process_of("rf").schedule.t_max
+    with pytest.raises(ValueError, match="must be above 10, for pure noise"):
+        MeanFlowOptions(rho_max=5.0)
 
 
 class Conditional(FlowMap):

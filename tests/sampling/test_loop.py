@@ -205,3 +205,15 @@ def test_samples_that_are_not_finite_are_an_error_that_counts_them() -> None:
     x = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     with pytest.raises(UndiffuseError, match="of 3 samples are not finite"):
         run(denoiser, make_solver("ddim"), make_grid(process_of("trig").schedule, 1), x)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++3m", "sde-dpm++2m", "unipc-3"])
+def test_the_error_names_the_step_and_the_time_of_the_first_answer_that_is_not_finite(solver: str) -> None:
+    class Overflowing(nn.Module):
+        def forward(self, x: Tensor, level: Tensor, cond: object) -> Tensor:
+            return torch.where(level[:, None] < 0, torch.inf, x)  # below sigma = alpha, at t = 0.5
+
+    denoiser = NetworkDenoiser(Overflowing(), process_of("trig"), "v")
+    grid = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2, 0.0], dtype=torch.float64)
+    with pytest.raises(UndiffuseError, match=r"after 5 evaluations, the first of them at step 3 \(t = 0\.4\)"):
+        sample(denoiser, noise=KeyedNoise(0, range(2)), shape=(2,), solver=make_solver(solver), grid=grid)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
@@ -37,6 +39,7 @@ from undiffuse.errors import ConfigError
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models import load
 from undiffuse.models.model import Model
+from undiffuse.process.schedules import Schedule
 from undiffuse.spec import DataSpec
 
 SCHEDULE_FREE = ("data", "noise", "v", "edm")
@@ -172,7 +175,7 @@ def open_teacher(options: FlowMapOptions, student: FlowMap) -> Denoiser:
         )
     if student.spec is not None and denoiser.spec is not None and not _same_data(student.spec, denoiser.spec):
         raise ConfigError(
-            f"teacher={options.teacher} makes {denoiser.spec.kind} data of shape {denoiser.spec.shape}, but these data "
+            f"teacher={options.teacher} makes {denoiser.spec.noun} of shape {denoiser.spec.shape}, but these data "
             f"are {student.spec.kind} of shape {student.spec.shape}; use data like its own."
         )
     return denoiser if options.guidance == 1 else ClassifierFreeGuidance(denoiser, options.guidance)
@@ -228,13 +231,19 @@ def _student(denoiser: NetworkDenoiser, options: FlowMapOptions) -> Student:
         return Student(SCM.spans)
     if isinstance(options, CTMOptions):
         return Student(CTM.spans, start=consistency_times(denoiser.process.schedule, options)[1])
+    if isinstance(options, MeanFlowOptions):
+        return Student(MeanFlow.spans, start=highest_time(denoiser.process.schedule, options.rho_max))
     others: dict[type[FlowMapOptions], type[FlowMapObjective]] = {
-        MeanFlowOptions: MeanFlow,
         ShortcutOptions: Shortcut,
         DMDOptions: DMD,
         ReflowOptions: Reflow,
     }
     return Student(others[type(options)].spans)
+
+
+def highest_time(schedule: Schedule, rho: float) -> float:
+    """Return the time at which sigma / alpha is `rho`, or `t_max` where the schedule does not go so far."""
+    return min(float(schedule.time(-torch.tensor(rho, dtype=torch.float64).log())), schedule.t_max)
 
 
 def _same_data(ours: DataSpec, theirs: DataSpec) -> bool:

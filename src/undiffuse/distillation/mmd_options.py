@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from undiffuse.limits import share
 from undiffuse.words import option
 
 
@@ -31,9 +32,7 @@ class MMDOptions:
     checkpoint: bool = option(True, "recompute each network call in the backward pass: memory of one call, not of all")
 
     def __post_init__(self) -> None:
-        for name in ("joint", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a share and must lie in [0, 1].")
+        share(self, "joint", "drop")
         if self.queue < 0:
             raise ValueError(f"queue={self.queue} must not be negative; 0 keeps none.")
         if any(steps < 1 for steps in self.more_steps):

@@ -23,6 +23,10 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.training.objectives import Corrupted, Objective
 from undiffuse.training.time_samplers import stratified
 
+FEW_VALUES = 64
+"""Items of fewer values have errors whose length varies much from row to row; a loss that weighs a row by that length
+then learns medians where means are meant."""
+
 _OWN_DRAWS = 3  # "time" steps below it are those of `TimeSampler` and `FrameTimes`
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from undiffuse.limits import at_least_one, not_negative, positive, share, share_below_one
 from undiffuse.words import option
 
 
@@ -27,8 +28,7 @@ class FlowMapOptions:
     drop: float = option(0.1, "share of labels and vector conditions dropped, for samples without a condition")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"drop={self.drop} is a share and must lie in [0, 1].")
+        share(self, "drop")
         if self.guidance < 0:
             raise ValueError(f"guidance={self.guidance} must not be negative; 1 is none.")
         if self.guidance != 1 and self.needs_teacher_to_guide and not self.teacher:
@@ -105,18 +105,18 @@ class ConsistencyOptions(FlowMapOptions):
     rho_max: float = option(80.0, "sigma / alpha of pure noise; the schedule's own where that is smaller")
     mean: float = option(-1.1, "ict: mean of ln(sigma / alpha) of the levels drawn")
     std: float = option(2.0, "ict: std of ln(sigma / alpha) of the levels drawn")
-    huber: float = option(0.00054, "ict: the pseudo-Huber constant, times the root of the number of values of an item")
+    huber: float | None = option(
+        None,
+        "ict: the pseudo-Huber constant, times the root of the number of values of an item; none: 0.00054, or squares "
+        "for data alone of fewer than 64 values",
+    )
     target_decay: float = option(0.9, "original: decay of the target at the first number of levels")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rho_min < self.rho_max:
-            raise ValueError(f"rho_min={self.rho_min} and rho_max={self.rho_max} must be positive and rise.")
-        for name in ("std", "huber"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        if not 0 <= self.target_decay < 1:
-            raise ValueError(f"target_decay={self.target_decay} must lie in [0, 1).")
+        _check_range(self.rho_min, self.rho_max)
+        positive(self, "std", "huber")
+        share_below_one(self, "target_decay")
         low, high = self.levels
         if not 2 <= low <= high:
             raise ValueError(f"first_levels={low} and last_levels={high} must be at least 2 and not fall.")
@@ -147,10 +147,8 @@ class SCMOptions(FlowMapOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.time_std > 0:
-            raise ValueError(f"time_std={self.time_std} must be positive.")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup={self.warmup} is a share of the steps and must lie in [0, 1].")
+        positive(self, "time_std")
+        share(self, "warmup")
 
     @property
     def follows_length(self) -> bool:
@@ -166,24 +164,27 @@ class MeanFlowOptions(FlowMapOptions):
     pairs: float = option(0.25, "share of each batch with two different times; the rest is flow matching")
     power: float | None = option(
         None,
-        "each row's gradient is divided by (|error|^2 + 0.001)^power, which without a teacher biases velocities where "
-        "items have few values; none: 1, or 0 for data alone of fewer than 64 values",
+        "each row's gradient is divided by (|error|^2 + 0.001)^power, which biases velocities and counts long jumps "
+        "least where items have few values; none: 1, or 0 for items of fewer than 64 values",
     )
     times: Literal["logit-normal", "uniform"] = option("logit-normal", "law of both times")
     time_mean: float = option(-0.4, "logit-normal: mean of logit t")
     time_std: float = option(1.0, "logit-normal: std of logit t")
+    rho_max: float = option(
+        20.0, "sigma / alpha where sampling starts, within reach of the law of times; the schedule's own if smaller"
+    )
     kappa: float = option(0.0, "guidance without a teacher: share of the student's own conditional velocity in it")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.pairs <= 1:
             raise ValueError(f"pairs={self.pairs} is a share of the batch and must lie in [0, 1]; 0.25 is usual.")
+        if not self.rho_max > 10:
+            raise ValueError(f"rho_max={self.rho_max} must be above 10, for pure noise is no state below; 20 is usual.")
         if self.power is not None and not 0 <= self.power <= 2:
             raise ValueError(f"power={self.power} must lie in [0, 2]; 1 is usual.")
-        if not self.time_std > 0:
-            raise ValueError(f"time_std={self.time_std} must be positive.")
-        if not 0 <= self.kappa < 1:
-            raise ValueError(f"kappa={self.kappa} is a share and must lie in [0, 1).")
+        positive(self, "time_std")
+        share_below_one(self, "kappa")
         if self.kappa and (self.teacher or self.guidance == 1):
             raise ValueError(
                 f"kappa={self.kappa} is for guidance that the student folds in itself, without teacher; leave it at 0."
@@ -210,8 +211,7 @@ class ShortcutOptions(FlowMapOptions):
             raise ValueError(f"share={self.share} of each batch must lie in (0, 1); 0.25 is usual.")
         if self.finest < 2 or self.finest & (self.finest - 1):
             raise ValueError(f"finest={self.finest} must be a power of 2, at least 2; 128 is usual.")
-        if not 0 <= self.target_decay < 1:
-            raise ValueError(f"target_decay={self.target_decay} must lie in [0, 1).")
+        share_below_one(self, "target_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,16 +232,11 @@ class CTMOptions(FlowMapOptions):
         super().__post_init__()
         if self.levels < 2:
             raise ValueError(f"levels={self.levels} must be at least 2; 18 is usual.")
-        if self.solver_steps < 1:
-            raise ValueError(f"solver_steps={self.solver_steps} must be at least 1.")
-        if not 0 < self.rho_min < self.rho_max:
-            raise ValueError(f"rho_min={self.rho_min} and rho_max={self.rho_max} must be positive and rise.")
-        if self.denoising < 0 or not self.time_std > 0:
-            raise ValueError(
-                f"denoising={self.denoising} must not be negative, and time_std={self.time_std} must be positive."
-            )
-        if not 0 <= self.target_decay < 1:
-            raise ValueError(f"target_decay={self.target_decay} must lie in [0, 1).")
+        at_least_one(self, "solver_steps")
+        _check_range(self.rho_min, self.rho_max)
+        not_negative(self, "denoising")
+        positive(self, "time_std")
+        share_below_one(self, "target_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +252,8 @@ class DMDOptions(FlowMapOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.jumps < 1 or self.updates < 1:
-            raise ValueError(f"jumps={self.jumps} and updates={self.updates} must be at least 1.")
-        if not self.fake_lr > 0:
-            raise ValueError(f"fake_lr={self.fake_lr} must be positive.")
+        at_least_one(self, "jumps", "updates")
+        positive(self, "fake_lr")
         if not 0 < self.time_low < self.time_high < 1:
             raise ValueError(f"time_low={self.time_low} and time_high={self.time_high} must rise inside (0, 1).")
 
@@ -280,5 +273,9 @@ class ReflowOptions(FlowMapOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.teacher_steps < 1 or self.reuse < 1:
-            raise ValueError(f"teacher_steps={self.teacher_steps} and reuse={self.reuse} must be at least 1.")
+        at_least_one(self, "teacher_steps", "reuse")
+
+
+def _check_range(low: float, high: float) -> None:
+    if not 0 < low < high:
+        raise ValueError(f"rho_min={low} and rho_max={high} must be positive and rise.")

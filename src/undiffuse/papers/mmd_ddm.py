@@ -28,7 +28,7 @@ from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.distillation.mmd import MMDObjective, Sampler
 from undiffuse.distillation.mmd_features import Features, make_features, probed, trained_classifier
 from undiffuse.distillation.mmd_judge import Figures, Judge, all_items, best_untuned, draw
-from undiffuse.events import Listener, Message, silent
+from undiffuse.events import Listener, silent
 from undiffuse.metrics.kernels import KernelName
 from undiffuse.models import Model, load
 from undiffuse.networks.build import build_network
@@ -69,68 +69,39 @@ class Row:
     figures: Figures
 
 
-def reproduce(
-    seeds: Sequence[int] = (0, 1),
-    calls: Sequence[int] = (5, 3),
-    *,
-    steps: int = _TUNING_STEPS,
-    base_steps: int = _BASE_STEPS,
-    samples: int = _SAMPLES,
-    folder: str | Path | None = None,
-    listener: Listener = silent,
-) -> list[Row]:
-    """Train, tune and judge; about five minutes for each seed on one idle core.
-
-    Args:
-        seeds: One table for each.
-        calls: Numbers of network calls to tune for.
-        steps: Optimizer steps of a tuning.
-        base_steps: Optimizer steps of the network that is tuned.
-        samples: Samples that figures are computed from.
-        folder: Where networks are kept, and taken from if they are there already; None keeps none.
-        listener: Hears about progress: a `Message` for each row.
-    """
-    rows: list[Row] = []
-    with TemporaryDirectory() as temporary:
-        place = Path(folder if folder is not None else temporary)
-        for seed in seeds:
-            own = _Digits(seed, place / f"seed-{seed}", base_steps, steps, samples)
-            for row in (row for part in (own.reference(), *map(own.tuned, calls)) for row in part):
-                rows.append(row)
-                listener(Message(_TASK, line(row)))
-    return rows
-
-
 def study(
     *,
     quick: bool = False,
     seed: int = 0,
+    seeds: int = 1,
     listener: Listener = silent,
     keep: Keep = drop,
     folder: str | Path | None = None,
 ) -> Study:
-    """Reproduce the table for two seeds, as a page; `quick` only shows that it runs.
+    """Reproduce the table, as a page; `quick` only shows that it runs.
 
     Args:
-        quick: A few optimizer steps and samples, for one seed and one number of calls.
+        quick: A few optimizer steps and samples, for one number of calls.
         seed: The first seed.
+        seeds: How many seeds, one table for each and each number of calls.
         listener: Hears about progress.
         keep: Hears of what there is after each part.
-        folder: Where networks are kept; None keeps none.
+        folder: Where networks are kept, and taken from if they are there already; None keeps none.
     """
     budget = (4, 2, 150) if quick else (_BASE_STEPS, _TUNING_STEPS, _SAMPLES)
-    calls, seeds = ((5,), (seed,)) if quick else ((5, 3), (seed, seed + 1))
+    calls, numbers = (5,) if quick else (5, 3), range(seed, seed + seeds)
     with TemporaryDirectory() as temporary:
         place = Path(folder if folder is not None else temporary)
         made: dict[int, _Digits] = {}
 
         def part(number: int, count: int) -> Part:
-            own = made.get(number) or _Digits(number, place / f"seed-{number}", *budget)
+            folder = place / f"seed-{number}-{budget[0]}-steps"
+            own = made.get(number) or _Digits(number, folder, *budget)
             made[number] = own
             return _part(number, count, [*own.reference(), *own.tuned(count)], judged=not quick)
 
-        parts = [(f"seed {n}, {count} calls", partial(part, n, count)) for n in seeds for count in calls]
-        settings = {"seed": seed, "quick": quick, "held out": _HELD_OUT, "samples": budget[2]}
+        parts = [(f"seed {n}, {count} calls", partial(part, n, count)) for n in numbers for count in calls]
+        settings = {"seed": seed, "seeds": seeds, "quick": quick, "held out": _HELD_OUT, "samples": budget[2]}
         return run_parts(_TASK, parts, settings, listener, keep)
 
 
@@ -176,15 +147,6 @@ def _values(figures: Figures) -> tuple[float, ...]:
     return figures.independent, figures.held_out, figures.energy, figures.spread
 
 
-def line(row: Row) -> str:
-    """Return a row as a line of text."""
-    f = row.figures
-    return (
-        f"seed {row.seed}, {row.calls:3d} calls, {row.name:<44} independent {f.independent:7.3f} "
-        f"held-out {f.held_out:7.3f} energy {f.energy:.4f} spread {f.spread:.2f} copies {f.copies:.3f}"
-    )
-
-
 class _Digits:
     """The network of one seed, and the tunings that start from it."""
 
@@ -210,9 +172,9 @@ class _Digits:
         yield self._row("DDIM", calls, self._samples(self.base, calls))
         tunings, seconds = {}, 0.0
         for name, (features, kernel) in _KINDS.items():
-            begun = time.process_time()
-            tunings[name] = self._tune(self.phi if features == "classifier" else self.pixels, kernel, calls, name)
-            seconds = max(seconds, time.process_time() - begun)
+            own = self.phi if features == "classifier" else self.pixels
+            *tunings[name], spent = self._tuned_or_kept(own, kernel, calls, name)
+            seconds = max(seconds, spent)
         longer, steps = self._trained_on(calls, seconds)
         told = f"extra denoising training of the same time ({steps} steps)"
         yield self._row(f"DDIM, {told}", calls, self._samples(longer, calls))
@@ -234,9 +196,9 @@ class _Digits:
 
     def _based(self, denoiser: Denoiser, steps: int) -> Denoiser:
         """Return the network that is tuned, trained now or kept."""
-        kept = self.folder / f"base-{steps}-model"
+        kept = self.folder / "base"
         if not (kept / "config.json").is_file():
-            Model(self._denoise(denoiser, steps, "base", 1e-3), self.train.spec).save(kept)
+            Model(self._denoise(denoiser, steps, 1e-3), self.train.spec).save(kept)
         return load(kept).denoiser
 
     def _trained_on(self, calls: int, seconds: float) -> tuple[Denoiser, int]:
@@ -248,21 +210,35 @@ class _Digits:
         if not (kept / "config.json").is_file():
             timed = min(_TIMED_STEPS, 10 * self.steps)
             begun = time.process_time()
-            self._denoise(self.base, timed, "timed", 1e-4)
+            self._denoise(self.base, timed, 1e-4)
             steps = max(1, round(timed * seconds / (time.process_time() - begun)))
-            trained = self._denoise(self.base, steps, f"longer-{calls}", 1e-4)
+            trained = self._denoise(self.base, steps, 1e-4)
             Model(trained, self.train.spec, info={"extra_steps": steps}).save(kept)
         model = load(kept)
         return model.denoiser, model.info["extra_steps"]
 
-    def _denoise(self, denoiser: Denoiser, steps: int, name: str, rate: float) -> Denoiser:
+    def _denoise(self, denoiser: Denoiser, steps: int, rate: float) -> Denoiser:
         own = copy.deepcopy(denoiser).requires_grad_()
         options = TrainOptions(
             steps=steps, batch_size=128, lr=rate, warmup=0, decay="cosine", clip=0.0, seed=self.seed, device="cpu"
         )
-        return self._run(own, make_objective(DenoisingOptions(drop=0.0), own), options, name)[0]
+        return self._run(own, make_objective(DenoisingOptions(drop=0.0), own), options)[0]
 
-    def _tune(self, features: Features, kernel: KernelName, calls: int, name: str) -> tuple[Denoiser, Denoiser]:
+    def _tuned_or_kept(
+        self, features: Features, kernel: KernelName, calls: int, name: str
+    ) -> tuple[Denoiser, Denoiser, float]:
+        """Return a tuned network, averaged and of the last step, and how many seconds of the processor it took."""
+        folder = self.folder / f"{name}-{calls}-calls-{self.steps}".replace(",", "").replace(" ", "-")
+        if not (folder / "last" / "config.json").is_file():
+            begun = time.process_time()
+            average, last = self._tune(features, kernel, calls)
+            info = {"seconds": time.process_time() - begun}
+            Model(average, self.train.spec, info=info).save(folder / "average")
+            Model(last, self.train.spec).save(folder / "last")
+        model = load(folder / "average")
+        return model.denoiser, load(folder / "last").denoiser, model.info["seconds"]
+
+    def _tune(self, features: Features, kernel: KernelName, calls: int) -> tuple[Denoiser, Denoiser]:
         own = copy.deepcopy(self.base).requires_grad_()
         sampler = Sampler(make_solver("ddim"), make_grid(TrigSchedule(), calls, "t"))
         objective = MMDObjective(features, [sampler], width=features.width, kernel=kernel, checkpoint=False)
@@ -277,17 +253,15 @@ class _Digits:
             seed=self.seed + 1,
             device="cpu",
         )
-        return self._run(own, objective, options, f"{name}-{calls}")
+        return self._run(own, objective, options)
 
-    def _run(
-        self, denoiser: Denoiser, objective: Objective, options: TrainOptions, name: str
-    ) -> tuple[Denoiser, Denoiser]:
-        """Return the averaged denoiser and that of the last step."""
-        folder = self.folder / name.replace(" ", "-").replace(",", "")
-        folder.mkdir(exist_ok=True)
+    def _run(self, denoiser: Denoiser, objective: Objective, options: TrainOptions) -> tuple[Denoiser, Denoiser]:
+        """Return the averaged denoiser and that of the last step; nothing is left of the run itself."""
         options = replace(options, checkpoint_every=options.steps, preview_every=0)
-        trainer = Trainer(denoiser, objective, self.train, options, folder)
-        trainer.run()
+        with TemporaryDirectory() as folder:
+            trainer = Trainer(denoiser, objective, self.train, options, Path(folder))
+            if not trainer.run().finished:
+                raise KeyboardInterrupt  # nothing half-trained is kept, or taken for a result
         return trainer.state.model().eval(), trainer.denoiser.eval()  # type: ignore[return-value]
 
 

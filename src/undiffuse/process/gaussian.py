@@ -8,7 +8,7 @@ cached Python floats when the time is a Python float, else as tensors broadcast 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
@@ -353,6 +353,23 @@ def scaled(factor: Coefficient, x: Tensor) -> Tensor:
 def plus(total: Tensor, factor: Coefficient, x: Tensor) -> Tensor:
     """Return total + factor * x, in one kernel where the factor is a float."""
     return torch.add(total, x, alpha=factor) if isinstance(factor, float) else total + factor * x
+
+
+def combined(factor: Coefficient, x: Tensor, factors: Iterable[Coefficient], others: Iterable[Tensor]) -> Tensor:
+    """Return factor * x + sum_i factors_i others_i over the shorter of both; the numbers of `scaled` and `plus`.
+
+    Where no graph is kept, float terms are added in place: a new tensor costs as much as the sum of a small state.
+    """
+    if torch.is_grad_enabled() or not isinstance(factor, float):
+        total = scaled(factor, x)
+        for c, other in zip(factors, others, strict=False):
+            total = plus(total, c, other)
+        return total
+    total = torch.add(_ZERO, x, alpha=factor)
+    dtype = total.dtype
+    for c, other in zip(factors, others, strict=False):
+        total = total.add_(other, alpha=c) if other.dtype is dtype else plus(total, c, other)  # type: ignore[arg-type]
+    return total
 
 
 def _as_time(t: Time, other: Time) -> Tensor:

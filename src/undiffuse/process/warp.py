@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
@@ -31,12 +32,18 @@ class TimeWarp:
 
     def __call__(self, t: Number) -> Number:
         """Warp times of any shape."""
+        if self.shift == 1.0:
+            return t
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def inverse(self, t: Number) -> Number:
         """Undo the warp."""
+        if self.shift == 1.0:
+            return t
         return t / (self.shift - (self.shift - 1) * t)
 
     def slope(self, t: Number) -> Number:
         """Derivative of the warped time by t."""
+        if self.shift == 1.0:
+            return torch.ones_like(t) if isinstance(t, Tensor) else 1.0
         return self.shift / (1 + (self.shift - 1) * t) ** 2

@@ -19,7 +19,7 @@ from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import check_grid
 from undiffuse.process.times import Time, align
-from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own_state
+from undiffuse.sampling.constraints import Constraint, Replacement, enter_all, leave_all, own_state
 from undiffuse.sampling.dialogue import Arrival, Begin, OpenPlan
 from undiffuse.sampling.left_to_right import LeftToRight
 from undiffuse.sampling.parallel import check_parallel, walk_in_parallel
@@ -105,6 +105,7 @@ def sample(
     process = denoiser.process
     _check_source(process, solver)
     _check_reading(denoiser, solver)
+    _check_counting(solver, constraints)
     x = _drawn(process, noise, shape, dtype) if start is None else _checked_start(process, start, shape, dtype)
     if isinstance(solver, LeftToRight):
         if up or grad or trajectory or callback is not None or parallel is not None:
@@ -145,7 +146,13 @@ def sample(
             states = [_converse(answers, plan, x, constraints, noise, callback)]
         else:
             states = _walk(answers, plan, solver, x, constraints, noise, callback, trajectory)
-    check_result(states[-1], denoiser.process, answers.nfe)
+
+    def again(heard: Callable[[Snapshot], None]) -> None:
+        if not isinstance(plan, OpenPlan):
+            fresh = _Answers(denoiser, denoiser, answers.embedded, solver.reuses)
+            _walk(fresh, plan, solver, x, constraints, noise, heard, False)
+
+    check_result(states[-1], denoiser.process, answers.nfe, again)
     return SampleResult(states[-1], answers.nfe, torch.stack(states) if trajectory else None)
 
 
@@ -229,7 +236,8 @@ def _walk(
     keep: bool,
 ) -> list[Tensor]:
     """Run the entries of the plan; return all states at grid times where `keep`, else the last alone."""
-    states, memory, opened = [x], NOTHING, False
+    states, memory, opened = [x], NOTHING, not constraints
+    process = answers.denoiser.process
     for entry in plan.entries:
         if not opened:
             x, opened = enter_all(constraints, x, entry.t, entry.step, noise), True
@@ -244,15 +252,15 @@ def _walk(
             post = answers(x, entry.t)
             for constraint in constraints:
                 post = constraint.correct(post, x, entry.t, entry.s)
-            own = own_state(answers.denoiser.process, x, post, entry.t, entry.frozen)
+            own = own_state(process, x, post, entry.t, entry.frozen)
             x, memory = solver.step(entry, own, post, memory, z)
             if callback is not None:
                 callback(Snapshot(entry.step, entry.t, x, post))
         if entry.closes:
-            x, edited = leave_all(constraints, x, entry.s, entry.step, noise)
-            memory = NOTHING if edited else memory
+            if constraints:
+                x, edited = leave_all(constraints, x, entry.s, entry.step, noise)
+                memory, opened = NOTHING if edited else memory, False
             states = [*states, x] if keep else [x]
-            opened = False
     return states
 
 
@@ -304,6 +312,15 @@ def _check_reading(denoiser: Denoiser, solver: Solver) -> None:
         )
 
 
+def _check_counting(solver: Solver, constraints: Sequence[Constraint]) -> None:
+    """Refuse to count masks once where known tokens are masked anew in every step."""
+    if solver.reads_start and any(isinstance(constraint, Replacement) for constraint in constraints):
+        raise PlanError(
+            f"{type(solver).__name__} counts the masks of the start, and Replacement masks known tokens anew in every "
+            "step; use solver=ancestral with it, or Known, which is exact where the process is absorbing."
+        )
+
+
 def _drawn(
     process: GaussianProcess | CategoricalProcess, noise: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
@@ -337,14 +354,41 @@ def _checked_start(
     return start if isinstance(process, CategoricalProcess) else start.to(dtype)
 
 
-def check_result(x: Tensor, process: GaussianProcess | CategoricalProcess, nfe: int) -> None:
-    """Refuse what is no data; categorical draws from weights that are NaN leave ids beyond the classes."""
+def check_result(
+    x: Tensor,
+    process: GaussianProcess | CategoricalProcess,
+    nfe: int,
+    again: Callable[[Callable[[Snapshot], None]], None] | None = None,
+) -> None:
+    """Refuse what is no data; categorical draws from weights that are NaN leave ids beyond the classes.
+
+    With `again`, which makes the run once more for a callback, the message says which answer was the first bad one: to
+    look at each in the run itself would make every run wait for its device at every step.
+    """
     if x.is_floating_point() and math.isfinite(x.detach().sum()):  # a sum of which one part is not finite never is
         return
     sound = x < process.classes if isinstance(process, CategoricalProcess) else x.isfinite()
     if not bool(sound.all()):
         bad, what = int((~sound).flatten(1).any(1).sum()), "finite" if x.is_floating_point() else "made of data classes"
         raise NotFiniteError(
-            f"{bad} of {len(x)} samples are not {what} after {nfe} evaluations; the network's output overflowed. "
-            "Check the weights, use dtype=float32 or more, or look at each step with callback=."
+            f"{bad} of {len(x)} samples are not {what} after {nfe} evaluations{_first_bad(again)}; the network's "
+            "output overflowed. Check the weights, use dtype=float32 or more, or look at each step with callback=."
         )
+
+
+def _first_bad(again: Callable[[Callable[[Snapshot], None]], None] | None) -> str:
+    """Return in words at which step and time a run first met an answer that is not finite; nothing where none was."""
+    found: list[Snapshot] = []
+
+    def hear(seen: Snapshot) -> None:
+        answer = seen.post.mean if hasattr(seen.post, "mean") else seen.post.probs
+        if not found and not bool(answer.isfinite().all()):
+            found.append(seen)
+
+    if again is not None:
+        with torch.no_grad():
+            again(hear)
+    if not found:
+        return ""
+    t = float(torch.as_tensor(found[0].t).max())
+    return f", the first of them at step {found[0].step} (t = {t:.4g})"

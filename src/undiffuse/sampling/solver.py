@@ -18,7 +18,7 @@ from torch import Tensor
 from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.gaussian import GaussianProcess, plus, scaled
+from undiffuse.process.gaussian import GaussianProcess, combined, plus, scaled
 from undiffuse.process.grids import check_grid
 from undiffuse.sampling.brownian import on_path, path_normal
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
@@ -174,9 +174,7 @@ class AffineSolver(Solver):
             kept = (plus(scaled(stage.remembered[0], x), stage.remembered[1], post.mean),)
             met = (post.mean, *kept)
         means = (*met, *memory.past)
-        moved = scaled(stage.state, x)
-        for factor, mean in zip(stage.means[min(len(memory.past), len(stage.means) - 1)], means, strict=False):
-            moved = plus(moved, factor, mean)
+        moved = combined(stage.state, x, stage.means[min(len(memory.past), len(stage.means) - 1)], means)
         if stage.start is not None:
             assert memory.start is not None
             moved = plus(moved, stage.start, memory.start)
