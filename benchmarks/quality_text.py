@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("overrides", nargs="*", help="group.key=value")
     asked = parser.parse_args()
-    minutes = min(asked.minutes, 0.5) if asked.quick else asked.minutes
+    minutes = min(asked.minutes, 0.1) if asked.quick else asked.minutes
     steps = steps_within(asked.text, "text", 0.97 * 60 * minutes, asked.overrides)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -40,7 +40,11 @@ def main() -> None:
         taken = time.perf_counter() - start
         training, held_out = split(open_data(asked.text))
         found = evaluate(run.model, training, held_out=held_out, metrics=["bits"])
-    measures = [Measure(row.name, row.value, row.unit or "bits", error=row.error, note=row.note) for row in found.rows]
+    measures = [Measure(row.name, row.value, row.unit or "-", error=row.error, note=row.note) for row in found.rows]
+    bits = found["held-out text"].value
+    for order in (2, 3):
+        grams = found[f"held-out text, {order}-gram"].value
+        measures.append(Measure(f"held-out text / {order}-gram", bits / grams, note="bits, of interpolated n-grams"))
     settings = machine_settings(text=asked.text, steps=steps, seconds=round(taken, 1))
     said = f"Bits per character of held-out text after {minutes:g} minutes of the text recipe, beside n-grams."
     publish(Results("Quality on text", said, tuple(measures), settings), asked.out)

@@ -23,6 +23,8 @@ from drawing.of_models import (
     draw_trajectory,
     draw_tuned,
 )
+from drawing.of_perception import draw_classes, draw_features, draw_matched, draw_two_digits
+from drawing.of_recipes import draw_recipes
 from drawing.of_restoration import draw_operators, draw_restored, draw_spread
 from drawing.of_sampling import draw_distilled, draw_frames, draw_mixture, draw_solvers, draw_weights, draw_wrappers
 from drawing.of_tokens import draw_codebook, draw_completion, draw_openings, draw_token_laws
@@ -35,8 +37,10 @@ OF_MODEL: dict[str, Callable[[ud.Model], Drawn]] = {
     "readings": draw_readings,
     "trajectory": draw_trajectory,
     "tuned": draw_tuned,
+    "matched": draw_matched,
     "likelihoods": draw_likelihoods,
     "choice": draw_choice,
+    "classes": draw_classes,
 }
 
 
@@ -54,6 +58,9 @@ ALONE: dict[str, Callable[[], Drawn]] = {
     "spread": draw_spread,
     "restored": draw_restored,
     "operators": draw_operators,
+    "recipes": draw_recipes,
+    "features": draw_features,
+    "two-digits": draw_two_digits,
 }
 
 

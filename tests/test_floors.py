@@ -34,6 +34,7 @@ FLOORS = {
     "noise": 0,
     "spec": 0,
     "words": 0,
+    "limits": 0,
     "config": 0,
     "images": 0,
     "errors": 0,

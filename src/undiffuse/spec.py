@@ -188,6 +188,11 @@ class DataSpec:
         return self.kind == "tokens"
 
     @property
+    def noun(self) -> str:
+        """What items are, in words: "tokens", "image data" and so on."""
+        return self.kind if self.is_discrete else f"{self.kind} data"
+
+    @property
     def channel_axis(self) -> int:
         """Axis of the channels in one item: 1 for video, else 0."""
         return 1 if self.kind == "video" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from undiffuse.cli import train
-from undiffuse.cli.main import COMMANDS, run
+from undiffuse.cli.help import sorted_into
+from undiffuse.cli.main import COMMANDS, SECTIONS, _load, run
 
 HEAVY = {"torch", "numpy", "pydantic", "yaml", "rich", "PIL", "matplotlib", "sklearn", "scipy", "accelerate"}
 
@@ -35,6 +37,24 @@ def test_the_overview_lists_every_sub_command(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     for name in COMMANDS:
         assert re.search(rf"^  {name} ", said, re.MULTILINE)
+
+
+def test_the_overview_names_each_command_under_one_title():
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_sections_of_options_name_parameters_once(name: str):
+    function = _load(COMMANDS[name][0])
+    titled = [each for names in getattr(sys.modules[function.__module__], "SECTIONS", {}).values() for each in names]
+    assert len(titled) == len(set(titled))
+    assert set(titled) <= set(inspect.signature(function).parameters)
+
+
+def test_what_no_section_names_comes_last():
+    sections = {"A": ("three", "one", "gone"), "B": ("gone",)}
+    found = sorted_into(sections, ["one", "two", "three"], "Others")
+    assert list(found.items()) == [("A", ["three", "one"]), ("Others", ["two"])]
 
 
 def test_the_recipes_in_the_help_of_train_are_the_recipes_there_are():

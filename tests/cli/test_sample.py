@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from undiffuse.cli import places
+from undiffuse.cli.asking import given, read_interval, read_options, read_tol
 from undiffuse.cli.main import run
-from undiffuse.cli.sample import folder_name, read_conditions, read_more, state_dtype, weight_dtype
+from undiffuse.cli.sample import folder_name, read_conditions, state_dtype, weight_dtype
 from undiffuse.cli.saving import save_samples
 from undiffuse.images import read_recipe
 from undiffuse.sampling.loop import SampleResult
@@ -89,22 +90,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypat
 
 
 def test_guidance_and_solver_settings_are_read_and_left_out_where_not_given():
-    assert read_more(None, None, []) == {}
-    found = read_more("0.3,3", 0.7, ["eta=0.5", "order=2", "corrected=true", "rule=fresh", "floor=1e-3"])
-    assert found["guidance_interval"] == (0.3, 3.0) and found["guidance_rescale"] == 0.7
-    assert found["solver_options"] == {"eta": 0.5, "order": 2, "corrected": True, "rule": "fresh", "floor": 1e-3}
+    assert given(interval=read_interval(None), options=read_options([]), tol=read_tol(None, None), zero=0) == {
+        "zero": 0
+    }
+    assert read_interval("0.3,3") == (0.3, 3.0)
+    found = read_options(["eta=0.5", "order=2", "corrected=true", "rule=fresh", "floor=1e-3"])
+    assert found == {"eta": 0.5, "order": 2, "corrected": True, "rule": "fresh", "floor": 1e-3}
+    with pytest.raises(ValueError, match="belongs to --parallel"):
+        read_tol(0.1, None)
 
 
 @pytest.mark.parametrize("text", ["1", "1,2,3", "low,high", ""])
 def test_an_interval_is_two_numbers(text: str):
     with pytest.raises(ValueError, match="write LOW,HIGH"):
-        read_more(text, None, [])
+        read_interval(text)
 
 
 @pytest.mark.parametrize("text", ["eta", "eta=", "=1"])
 def test_a_solver_option_has_a_name_and_a_value(text: str):
     with pytest.raises(ValueError, match="NAME=VALUE"):
-        read_more(None, None, [text])
+        read_options([text])
 
 
 def test_the_state_stays_float32_below_half_precision_weights():

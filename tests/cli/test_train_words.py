@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from undiffuse.cli.train import Target, read_words
+from undiffuse.cli.runs import Target, again, read_words
 from undiffuse.errors import ConfigError
 
 
@@ -61,3 +61,10 @@ def test_nothing_and_too_much_are_wrong_usage():
 def test_a_near_miss_of_a_recipe_is_not_taken_for_a_file():
     with pytest.raises(ConfigError, match="did you mean 'vector'"):
         read_words(["vectr"], None, None)
+
+
+def test_the_command_that_does_it_again_names_data_recipe_and_changes():
+    target = Target("my photos", "vq-image", None, []).with_settings(seed=3, device=None)
+    expected = "undiffuse train-codec 'my photos' --recipe vq-image train.seed=3 --out runs/it"
+    assert again("train-codec", target, Path("runs/it")) == expected
+    assert again("train", Target(None, "text", None, []), Path("runs/it")) == "undiffuse train text --out runs/it"

@@ -9,12 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.networks.helpers import randomise
+from undiffuse.analysis import log_likelihood
 from undiffuse.data import TensorDataset, TextDataset, open_data, split
+from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Event, Started
 from undiffuse.metrics import Evaluation, evaluate, ngram_bits
 from undiffuse.metrics.evaluation import conditions_to_ask
 from undiffuse.metrics.tokens import MOST_WINDOWS
+from undiffuse.models import Model
+from undiffuse.networks import TransformerOptions, build_network
+from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.spec import ConditionSpec, DataSpec
 
 
@@ -332,3 +338,28 @@ def test_a_model_of_other_conditions_than_labels_is_evaluated_over_guidance_scal
     evaluate(model, data, holdout=20, n=20, guidance=(1.0, 2.0), metrics=["energy"])
     assert [call["guidance"] for call in model.calls] == [1.0, 2.0]
     assert all(set(call["cond"]) == {"age"} for call in model.calls)
+
+
+def test_bits_of_a_conditional_token_model_are_those_given_the_conditions():
+    """By hand: the mean of a bound per label, each row given its own; the null would be another figure."""
+    spec = DataSpec(kind="tokens", shape=(5,), vocabulary=tuple("abc"), classes=("x", "y"))
+    process = CategoricalProcess("absorbing", 3)
+    backbone = randomise(build_network(TransformerOptions(width=16, depth=1, heads=2), spec, states=4))
+    model = Model(CategoricalDenoiser(backbone, process, spec=spec), spec)
+    tokens = torch.randint(0, 3, (40, 5), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 2
+    train = TensorDataset(data=tokens[:20], spec=spec, labels=labels[:20])
+    held_out = TensorDataset(data=tokens[20:], spec=spec, labels=labels[20:])
+    row = evaluate(model, train, held_out=held_out, metrics="bits", n=2)["held-out text"]
+    order = torch.from_numpy(np.random.default_rng(0).permutation(20)) + 20
+    told, null = model.elbo(tokens[order], cond={"label": labels[order]}), model.elbo(tokens[order])
+    assert row.value == pytest.approx(told.mean / math.log(2)) and row.error == pytest.approx(
+        told.standard_error / math.log(2)
+    )
+    assert "given their conditions" in row.note
+    assert abs(told.mean - null.mean) > 1e-3
+    one_by_one = [model.elbo(tokens, draws=4, cond={"label": name}) for name in ("x", "y")]
+    found = log_likelihood(model, tokens, draws=4, cond={"label": "y"})
+    assert found.nats.mean / 5 == pytest.approx(one_by_one[1].mean, rel=1e-5) != pytest.approx(one_by_one[0].mean)
+    with pytest.raises(ValueError, match="label 'z' does not exist"):
+        model.elbo(tokens, cond={"label": "z"})

@@ -19,7 +19,8 @@ from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
-from undiffuse.models.bundle import SCHEMA, load
+from undiffuse.models.bundle import load
+from undiffuse.models.folder import SCHEMA
 from undiffuse.models.model import Model
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import DiTOptions, MLPOptions, NetworkOptions, TransformerOptions, UNetOptions

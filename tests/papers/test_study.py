@@ -77,6 +77,22 @@ def test_the_command_writes_after_each_part(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["parts"]) == 1
 
 
+def test_the_command_hands_on_what_a_paper_takes_and_refuses_the_rest(tmp_path, monkeypatch, capsys):
+    heard = {}
+
+    def reproduce(*, quick, seed, listener, keep, seeds=1, folder=None):
+        heard.update(seeds=seeds, folder=folder)
+        return run_parts("x", [("a", lambda: part("a"))], {}, listener, keep)
+
+    monkeypatch.setattr(catalogue, "load_reproduction", lambda paper: reproduce)
+    out = tmp_path / "out"
+    assert main.run(["papers", "mmd-ddm", "--seeds", "2", "--out", str(out)]) == 0
+    assert heard == {"seeds": 2, "folder": out / "networks"}
+    assert main.run(["papers", "mmd-ddm", "--out", str(out)]) == 0 and heard["seeds"] == 1
+    assert main.run(["papers", "mmd-ddm", "--data", "x.txt", "--out", str(out)]) != 0
+    assert "--data x.txt has no use for mmd-ddm, which makes its own data" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_command_lists_and_refuses(tmp_path, capsys):
     assert main.run(["papers", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["papers"]) == set(PAPERS)

@@ -18,6 +18,7 @@ from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models import Model, load
 from undiffuse.models.conditions import fit_conditions
 from undiffuse.process.categorical import CategoricalProcess
+from undiffuse.tasks.features import FeatureEncoder
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -176,6 +177,15 @@ def test_it_samples_in_fewer_steps_with_everything_on_and_a_row_alone_is_the_sam
     assert model.sample(1, cond={"prompt": "dog"}, steps=3).shape == (1, 3, 6, 6)
     strides = model.sample_result(1, steps=5, guidance=1.0, trajectory=True)
     assert strides.nfe == 5
+
+
+def test_features_are_maps_on_the_grid_of_the_tokens(pair: tuple[Any, Model, Path]) -> None:
+    model = pair[1]
+    picture = torch.rand(2, *model.spec.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    encoder = FeatureEncoder(model, "block0", 0.3, pool=1)
+    found = encoder.maps(picture)["block0"]
+    assert found.shape[2:] == (SIDE, SIDE) and encoder(picture).shape == (2, found.shape[1])
+    assert not torch.equal(encoder(picture, cond={"prompt": "a cat"}), encoder(picture))
 
 
 def test_what_a_prompt_must_be(pair: tuple[Any, Model, Path]) -> None:

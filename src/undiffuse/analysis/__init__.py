@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = lazy(
         "LikelihoodOptions": "undiffuse.analysis.options:LikelihoodOptions",
         "asymmetry": "undiffuse.analysis.diagnostics:asymmetry",
         "SolverChoice": "undiffuse.analysis.solver_results:SolverChoice",
+        "cka": "undiffuse.analysis.similarity:cka",
+        "compare_layers": "undiffuse.analysis.similarity:compare_layers",
         "choose_solver": "undiffuse.analysis.solver_choice:choose_solver",
         "continuity_residual": "undiffuse.analysis.diagnostics:continuity_residual",
         "decode_noise": "undiffuse.analysis.encoding:decode_noise",

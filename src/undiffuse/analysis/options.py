@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
+from undiffuse.limits import at_least_one, positive
 from undiffuse.words import did_you_mean, option
 
 EXACT_LIMIT = 4096
@@ -53,12 +54,9 @@ class LikelihoodOptions:
             if value not in known:
                 near = did_you_mean(str(value), known)
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.{near}")
-        for name in ("probes", "steps", "draws", "batch_size", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        at_least_one(self, "probes", "steps", "draws", "batch_size", "max_steps")
         if self.levels is not None and self.levels < 1:
             raise ValueError(f"levels={self.levels} must be at least 1; leave it out for the continuous bound.")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"rtol={self.rtol} and atol={self.atol} must be positive.")
+        positive(self, "rtol", "atol")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk={self.chunk} must be at least 1; leave it out for some 64 rows.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.distillation.acceleration import Accelerated
@@ -26,7 +26,7 @@ For one or two steps see undiffuse distill.
 
 
 def accelerate(
-    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    model: ModelName,
     keys: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Changes to the recipe.", show_default=False)
     ] = None,

@@ -113,7 +113,9 @@ def classify(
     ] = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", "--count", help="Items of a data set, chosen by the seed.", show_default="all"),
+        typer.Option(
+            "-n", "--count", help="Items of a data set, chosen by the seed; the first pictures.", show_default="all"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked at once; changes speed and memory only.")] = 256,
     out: Out = None,
@@ -133,8 +135,10 @@ def classify(
     from undiffuse.tasks.classify.run import classify as run
 
     output = Output(json)
-    if not temperature > 0:
+    if not 0 < temperature < float("inf"):
         raise ValueError(f"--temperature {temperature:g} must be above 0.")
+    if n is not None and n < 1:
+        raise ValueError(f"-n {n} must be at least 1.")
     chosen: dict[str, Any] = {"order": order, "race": race, "method": method, "reduce": reduce, "seed": seed}
     chosen |= {"samples": _numbers("--samples", samples), "keep": _numbers("--keep", keep), "batch_size": batch_size}
     errors = {"loss": loss, "target": target, "antithetic": antithetic, "contrast": contrast}

@@ -38,6 +38,21 @@ def read_conditions(labels: list[str], conds: list[str], n: int, spec: DataSpec)
     return {name: value for name, value in found.items() if value is not None} or None
 
 
+def one_of_each(label: str | None, conds: list[str], spec: DataSpec) -> dict[str, Any] | None:
+    """Return one value for each condition that `--label` and `--cond` name, for all items; None where they name none.
+
+    Raises:
+        ValueError: A condition has several.
+    """
+    if label is None and not conds:
+        return None
+    names = [words.partition("=")[0] for words in conds] + ["label"] * (label is not None)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or (label is not None and "," in label and label not in spec.classes):
+        raise ValueError(f"{twice[0] if twice else 'label'} has several values; all items share one.")
+    return load_conditions(read_conditions([label] if label is not None else [], conds, 1, spec), spec)
+
+
 def load_conditions(cond: dict[str, Any] | None, spec: DataSpec) -> dict[str, Any] | None:
     """Return `cond` with the contents of files in place of their names.
 

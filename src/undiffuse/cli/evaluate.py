@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.guides import GuidanceWords, read_guides
-from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
+from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     from undiffuse.cli.places import Found
@@ -25,9 +25,14 @@ Examples:
   undiffuse evaluate runs/photos --features dinov2:facebook/dinov2-small
 """
 
+SECTIONS = {
+    "What to compare": ("n", "metrics", "features", "held_out", "reference", "cache"),
+    "How to sample": ("seed", "guidance", "negative", "autoguide", "threshold", "solver", "steps"),
+}
+
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    model: ModelName,
     data: Annotated[
         str | None, typer.Argument(help="Real data; default: what the model was trained on.", show_default=False)
     ] = None,

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from undiffuse.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from undiffuse.spec import DataSpec
 
 
 def find_files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> list[tuple[Path, str]]:
@@ -45,3 +51,14 @@ def different(names: Sequence[str]) -> list[str]:
         seen.add(other)
         found.append(other)
     return found
+
+
+def read_picture(path: Path, spec: DataSpec) -> Tensor:
+    """Return a picture as it is, of its own size, with the channels and in the units of a model's data, (C, H, W)."""
+    import torch
+
+    from undiffuse.images import read_image
+
+    channels: Any = {1: "grey", 3: "rgb", 4: "rgba"}.get(spec.channels, "auto")
+    low, high = spec.range or (-1.0, 1.0)
+    return torch.from_numpy(read_image(path, channels)).permute(2, 0, 1) * ((high - low) / 255.0) + low

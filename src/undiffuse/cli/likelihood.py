@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.items import Chosen
@@ -22,9 +22,15 @@ Examples:
   undiffuse likelihood runs/text
 """
 
+SECTIONS = {
+    "What to ask": ("n", "method", "conditional"),
+    "The probability-flow ODE": ("divergence", "probes", "integrator", "steps", "grid", "tolerance", "t_min"),
+    "The evidence bound": ("draws", "levels"),
+}
+
 
 def likelihood(
-    model: Annotated[str, typer.Argument(help="A run's folder, or a built-in model: digits.")],
+    model: ModelName,
     data: Annotated[
         str | None,
         typer.Argument(help="Data; default: what the model's training held out.", show_default=False),

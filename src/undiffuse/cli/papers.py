@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from undiffuse.papers.catalogue import Paper
     from undiffuse.papers.study import Study
 
+_UNUSED = {"data": "makes its own data", "seeds": "takes one seed"}
+
 EPILOG = """\b
 Examples:
   undiffuse papers
   undiffuse papers principles
   undiffuse papers masked-diffusion --data tinyshakespeare.txt
-  undiffuse papers mmd-ddm --out results/mmd --json
+  undiffuse papers mmd-ddm --seeds 2 --out results/mmd --json
 """
 
 
@@ -38,19 +40,26 @@ def papers(
             "--data", help="What to train on, of papers that train on given data, such as a text.", show_default=False
         ),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", min=1, help="How many seeds, of papers with a table for each; default: 1.", show_default=False
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small version: to try it, not for figures.")] = False,
     json: Json = False,
 ) -> None:
     """List the papers whose claims can be reproduced at small scale, or reproduce one and write its page.
 
-    Writes report.html and results.json, anew after each part: what is stopped has not been for nothing.
+    Writes report.html and results.json, anew after each part: what is stopped has not been for nothing. Networks
+    that a paper keeps are taken from its folder when the same command is given again.
     """
     from undiffuse.cli.output import Output
     from undiffuse.papers.catalogue import PAPERS
 
     output = Output(json)
     if name is not None:
-        _reproduce(output, name, out or Path("papers") / name, seed, quick, data)
+        _reproduce(output, name, out or Path("papers") / name, seed, quick, data=data, seeds=seeds)
         return
     rows = [(key, paper.title, f"{paper.minutes} min", paper.source) for key, paper in PAPERS.items()]
     output.table(("name", "paper", "takes", "source"), rows, (2,))
@@ -59,16 +68,20 @@ def papers(
     )
 
 
-def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool, data: str | None) -> None:
+def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool, **wanted: Any) -> None:
     from undiffuse.papers.catalogue import find_paper, load_reproduction
     from undiffuse.training.folder import make_folder
 
     paper = find_paper(name)
     reproduction = load_reproduction(paper)
-    if data is not None and "data" not in signature(reproduction).parameters:
-        raise ValueError(f"--data {data} has no use for {name}, which makes its own data; leave it out.")
-    given = {} if data is None else {"data": data}
+    known = signature(reproduction).parameters
+    given = {key: value for key, value in wanted.items() if value is not None}
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"--{key} {value} has no use for {name}, which {_UNUSED[key]}; leave it out.")
     folder = make_folder(out)
+    if "folder" in known:
+        given["folder"] = folder / "networks"
 
     def keep(study: Study) -> None:
         part = study.parts[-1]

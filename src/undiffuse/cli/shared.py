@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run's folder, or a built-in model: digits.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="Any integer; the same seed gives the same result.")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.asking import given
 from undiffuse.cli.shared import Device, Json, Out, Seed
 
 if TYPE_CHECKING:
@@ -24,35 +25,54 @@ Examples:
 _COLUMNS = ("solver", "order", "evaluations a step", "random", "for", "needs", "what it is", "source")
 
 
+SECTIONS = {
+    "What to list": ("restore", "on"),
+    "Trials, with --on": (
+        "evaluations",
+        "solver",
+        "grid",
+        "tune",
+        "n",
+        "set_size",
+        "label",
+        "cond",
+        "guidance",
+        "threshold",
+        "save",
+        "out",
+        "seed",
+        "device",
+    ),
+}
+
+
 def solvers(
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="MODEL", help="Try them on this model, and recommend one.", show_default=False),
     ] = None,
-    evaluations: Annotated[str, typer.Option(help="With --on: network evaluations per sample.")] = "5,10,20",
+    evaluations: Annotated[str, typer.Option(help="Network evaluations per sample.")] = "5,10,20",
     solver: Annotated[
-        str | None, typer.Option(help="With --on: solvers to try, such as ddim,dpm++2m.", show_default=False)
+        str | None, typer.Option(help="Solvers to try, such as ddim,dpm++2m.", show_default=False)
     ] = None,
-    grid: Annotated[
-        str | None, typer.Option(help="With --on: grids to try, such as logsnr,karras.", show_default=False)
-    ] = None,
-    tune: Annotated[bool, typer.Option(help="With --on: fit a grid to the model too.")] = True,
-    n: Annotated[int, typer.Option("-n", "--count", help="With --on: samples behind each error.")] = 32,
+    grid: Annotated[str | None, typer.Option(help="Grids to try, such as logsnr,karras.", show_default=False)] = None,
+    tune: Annotated[bool, typer.Option(help="Fit a grid to the model too.")] = True,
+    n: Annotated[int, typer.Option("-n", "--count", help="Samples behind each error.")] = 32,
     set_size: Annotated[
-        int, typer.Option(help="With --on: samples to compare solvers with random steps by; 0 leaves them out.")
+        int, typer.Option(help="Samples to compare solvers with random steps by; 0 leaves them out.")
     ] = 256,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="With --on: as in sample; default: classes take turns.", show_default=False),
+        typer.Option(help="As in sample; default: classes take turns.", show_default=False),
     ] = None,
     cond: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="With --on: a condition, as in sample.", show_default=False),
+        typer.Option(metavar="NAME=VALUE", help="A condition, as in sample.", show_default=False),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="With --on: guidance scale; it costs two evaluations.", show_default=False)
+        float | None, typer.Option(help="Guidance scale; it costs two evaluations.", show_default=False)
     ] = None,
-    threshold: Annotated[str | None, typer.Option(help="With --on: as in sample.", show_default=False)] = None,
+    threshold: Annotated[str | None, typer.Option(help="As in sample.", show_default=False)] = None,
     restore: Annotated[
         bool, typer.Option("--restore", help="List the methods of undiffuse restore: needs and costs.")
     ] = False,
@@ -60,7 +80,7 @@ def solvers(
         int | None,
         typer.Option(
             metavar="EVALUATIONS",
-            help="With --on: make what is recommended there the model's default.",
+            help="Make what is recommended there the model's default.",
             show_default=False,
         ),
     ] = None,
@@ -82,17 +102,8 @@ def solvers(
             raise ValueError("--restore lists methods and --on tries solvers of sampling; bench-restore tries methods.")
         return _list_restorers(output)
     if on is None:
-        given: dict[str, Any] = {
-            "--solver": solver,
-            "--grid": grid,
-            "--label": label,
-            "--cond": cond,
-            "--guidance": guidance,
-        }
-        given |= {"--threshold": threshold, "--save": save, "--out": out}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} needs --on MODEL, the model to try solvers on.")
+        of_trials = {"solver": solver, "grid": grid, "label": label, "cond": cond, "guidance": guidance}
+        _refuse_without_model(of_trials | {"threshold": threshold, "save": save, "out": out})
         return _list(output)
     from undiffuse.cli.conditions import load_conditions, read_conditions
     from undiffuse.cli.places import find_model
@@ -105,7 +116,6 @@ def solvers(
         raise ValueError(f"{on} is built in and keeps its defaults; save a copy with Model.save and name its folder.")
     spec = found.model.spec
     asked = load_conditions(read_conditions(label or [], cond or [], 1, spec), spec) or {} if label or cond else None
-    sampling = {"guidance": guidance, "threshold": threshold}
     choice = _choose(
         found,
         output,
@@ -117,13 +127,19 @@ def solvers(
         set_size=set_size,
         seed=seed,
         cond=asked,
-        **{key: value for key, value in sampling.items() if value is not None},
+        **given(guidance=guidance, threshold=threshold),
     )
     _show(choice, output)
     saved = None if save is None else _save(found, choice.best(save), save)
     written = _write(choice, out if out is not None else found.home)
     line = f"The report is {written['report']}" + (f"; {saved} is now the model's default" if saved else "")
     output.finish(line, choice.to_json() | written | {"saved": saved})
+
+
+def _refuse_without_model(options: dict[str, Any]) -> None:
+    """Refuse options of trials where no model was named to try solvers on."""
+    for name in given(**options):
+        raise ValueError(f"--{name} needs --on MODEL, the model to try solvers on.")
 
 
 def _list_restorers(output: Output) -> None:

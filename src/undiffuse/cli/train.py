@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.runs import carry_out, read_words, write_report
 from undiffuse.cli.shared import Json, Out
 
 if TYPE_CHECKING:
-    from undiffuse.cli.output import Output
     from undiffuse.training.run import Run
 
 EPILOG = """\b
@@ -48,18 +48,10 @@ The most used keys (undiffuse train --keys lists all):
 Ctrl-C writes a checkpoint; the same command goes on from it.
   undiffuse train photos/
   undiffuse train photos/ train.steps=5000 data.size=32 --out runs/small
+  undiffuse train photos/ --recipe latent
   undiffuse train my-recipe.yaml
   undiffuse train runs/photos            go on with that run
 """
-
-
-class Target(NamedTuple):
-    """What the words of a command line ask to train: data, recipe, folder, and changes to the recipe."""
-
-    source: str | None
-    recipe: str | None
-    out: Path | None
-    overrides: list[str]
 
 
 def train(
@@ -98,93 +90,15 @@ def train(
         from undiffuse.cli.keys import show_keys
 
         return show_keys(output)
-    target = read_words(words or [], recipe, out)
-    options = {"train.seed": seed, "train.device": device, "train.precision": precision}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    target = target._replace(overrides=target.overrides + given)
-    _finish(output, _train(output, target), target)
+    target = read_words(words or [], recipe, out).with_settings(seed=seed, device=device, precision=precision)
+    from undiffuse.training.run import train as train_model  # after words that are refused: it loads torch
 
-
-def read_words(words: list[str], recipe: str | None, out: Path | None) -> Target:
-    """Sort the words of a command line into data or recipe, and changes.
-
-    Raises:
-        typer.BadParameter: Nothing to train on is named, or more than one thing.
-        ConfigError: The word is neither data nor a recipe, and looks like a recipe's name.
-    """
-    if any(word.startswith("recipe=") for word in words):
-        recipe = next(word.partition("=")[2] for word in words if word.startswith("recipe="))
-        words = [word for word in words if not word.startswith("recipe=")]
-    named = [word for word in words if "=" not in word or Path(word).exists()]
-    overrides = [word for word in words if word not in named]
-    if len(named) > 1:
-        raise typer.BadParameter(f"one data set or recipe at a time, not {' and '.join(named)}; changes are KEY=VALUE")
-    if not named:
-        if recipe is None and not any(word.startswith("data.source=") for word in overrides):
-            raise typer.BadParameter("nothing to train on; name data or a recipe, for example: undiffuse train digits")
-        return Target(None, recipe, out, overrides)
-    word = named[0]
-    if recipe is None and _is_recipe(word):
-        return Target(None, word, out, overrides)
-    if recipe is None and _is_run(Path(word)):
-        return Target(None, str(Path(word) / "recipe.yaml"), out or Path(word), overrides)
-    return Target(word, recipe, out, overrides)
-
-
-def _is_recipe(word: str) -> bool:
-    """Whether a word names a recipe and no data; a word that nearly does is refused.
-
-    Raises:
-        ConfigError: There is no such data, and a recipe has nearly this name.
-    """
-    from difflib import get_close_matches
-
-    from undiffuse.data.embedded import EMBEDDED
-    from undiffuse.errors import ConfigError
-    from undiffuse.training.recipe import RECIPES
-
-    if word.endswith((".yaml", ".yml")):
-        return True
-    if word in EMBEDDED or Path(word).exists():
-        return False
-    near = get_close_matches(word, [*RECIPES, *EMBEDDED], n=1, cutoff=0.7)
-    if near and word not in RECIPES:
-        raise ConfigError(f"there is no data set or recipe {word!r}; did you mean {near[0]!r}?")
-    return word in RECIPES
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "recipe.yaml").is_file() and ((path / "run.json").is_file() or (path / "checkpoints").is_dir())
-
-
-def _train(output: Output, target: Target) -> Run:
-    from undiffuse.cli.failures import Interrupted
-    from undiffuse.training.run import train as train_model
-
-    output.say("Looking at the data ...")
-    with output.progress() as listener:
-        run = train_model(target.source, target.recipe, out=target.out, listener=listener, overrides=target.overrides)
-    if not run.finished:
-        raise Interrupted(f"{run.step} steps are in {run.folder}; go on with: undiffuse train {run.folder}")
-    return run
-
-
-def _finish(output: Output, run: Run, target: Target) -> None:
-    from undiffuse.models.world import speaks
-    from undiffuse.report import run_report
-
-    if not speaks():
+    run = carry_out(output, "train", target, train_model, lambda run: f"{run.step} steps are")
+    report = write_report("train", target, run)
+    if report is None:
         return
-    report = run_report(run.folder, command=_command(run, target))
     output.say(f"The report is {report}. Draw samples with: undiffuse sample {shlex.quote(str(run.folder))} -n 64")
     output.finish(f"The model is in {run.folder}", _result(run, report))
-
-
-def _command(run: Run, target: Target) -> str:
-    """Return the command that does it again."""
-    recipe = ["--recipe", target.recipe] if target.source and target.recipe else [target.recipe]
-    words = ["undiffuse", "train", target.source, *recipe, *target.overrides, "--out", str(run.folder)]
-    return shlex.join(word for word in words if word)
 
 
 def _result(run: Run, report: Path) -> dict[str, Any]:

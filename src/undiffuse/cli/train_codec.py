@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from undiffuse.cli.runs import carry_out, read_words, write_report
 from undiffuse.cli.shared import Json, Out
-from undiffuse.cli.train import read_words
-
-if TYPE_CHECKING:
-    from undiffuse.cli.output import Output
-    from undiffuse.cli.train import Target
-    from undiffuse.training.codec_run import CodecRun
 
 EPILOG = """\b
 The most used keys (undiffuse train --keys lists all):
@@ -57,32 +51,13 @@ def train_codec(
     from undiffuse.cli.output import Output
 
     output = Output(json)
-    target = read_words(words or [], recipe, out)
-    options = {"train.seed": seed, "train.device": device}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    _finish(output, _train(output, target._replace(overrides=target.overrides + given)), target)
+    target = read_words(words or [], recipe, out).with_settings(seed=seed, device=device)
+    from undiffuse.training.codec_run import train_codec as train  # after words that are refused: it loads torch
 
-
-def _train(output: Output, target: Target) -> CodecRun:
-    from undiffuse.cli.failures import Interrupted
-    from undiffuse.training.codec_run import train_codec as train
-
-    output.say("Looking at the data ...")
-    with output.progress() as listener:
-        run = train(target.source, target.recipe, out=target.out, listener=listener, overrides=target.overrides)
-    if not run.finished:
-        raise Interrupted(f"its checkpoint is in {run.folder}; go on with: undiffuse train-codec {run.folder}")
-    return run
-
-
-def _finish(output: Output, run: CodecRun, target: Target) -> None:
-    from undiffuse.models.world import speaks
-    from undiffuse.report import run_report
-
-    if not speaks():
+    run = carry_out(output, "train-codec", target, train, lambda _: "its checkpoint is")
+    report = write_report("train-codec", target, run)
+    if report is None:
         return
-    words = ["undiffuse", "train-codec", target.source or target.recipe, *target.overrides, "--out", str(run.folder)]
-    report = run_report(run.folder, command=shlex.join(word for word in words if word))
     if run.health is not None:
         output.say(f"On held-out items: {run.health}.")
     output.say(f"The report is {report}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from undiffuse.limits import at_least_one, not_negative, positive
 from undiffuse.words import option
 
 
@@ -47,11 +48,9 @@ class AutoencoderOptions:
     lr: float = option(2e-3, "peak learning rate")
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "blocks", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.halvings < 0 or self.kl < 0 or not self.lr > 0:
-            raise ValueError(f"halvings={self.halvings} and kl={self.kl} must not be negative, lr={self.lr} positive.")
+        at_least_one(self, "channels", "width", "blocks", "steps", "batch_size")
+        not_negative(self, "halvings", "kl")
+        positive(self, "lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +79,15 @@ class VQOptions:
     lr: float = option(2e-3, "peak learning rate")
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "blocks", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        at_least_one(self, "channels", "width", "blocks", "steps", "batch_size")
         if self.codes < 2:
             raise ValueError(f"codes={self.codes}; a codebook has at least 2 vectors.")
-        for name in ("halvings", "restart", "commitment", "absolute", "perceptual", "adversarial", "adversarial_start"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if not 0 < self.decay < 1 or not self.lr > 0:
-            raise ValueError(f"decay={self.decay} must be in (0, 1), and lr={self.lr} positive.")
+        not_negative(
+            self, "halvings", "restart", "commitment", "absolute", "perceptual", "adversarial", "adversarial_start"
+        )
+        positive(self, "lr")
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay={self.decay} must be in (0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,7 @@ def refuse_other_kind(spec: DataSpec | None, kind: str, where: str) -> None:
     """Raise `DataError` where a model is of another kind of data."""
     if spec is not None and spec.kind != kind:
         raise DataError(
-            f"{where} holds data of kind {kind!r} but the model was trained on {spec.kind} data of shape {spec.shape}; "
+            f"{where} holds data of kind {kind!r} but the model was trained on {spec.noun} of shape {spec.shape}; "
             "give data of that kind."
         )
 

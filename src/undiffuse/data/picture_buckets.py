@@ -11,11 +11,11 @@ import torch
 
 from undiffuse.data.buckets import BucketDataset, BucketSource, LazyBucketDataset, Plan, plan_buckets
 from undiffuse.data.columns import Conditions, with_conditions
-from undiffuse.data.dataset import IndexedDataset, Problem, refuse_bad
+from undiffuse.data.dataset import IndexedDataset
 from undiffuse.data.lazy import Reader
 from undiffuse.data.listing import Listing
 from undiffuse.data.options import DataOptions
-from undiffuse.data.picture_source import PictureSource, Target, decode_all, stays_on_disk, workers_for
+from undiffuse.data.picture_source import PictureSource, Target, decode_all, known_of, stays_on_disk, workers_for
 from undiffuse.errors import DataError
 from undiffuse.spec import DataSpec
 
@@ -56,24 +56,19 @@ def open_buckets(
     everything = list(headers.values())
     lazy = stays_on_disk(PictureSource(listing, names, base), everything, options.lazy)
     data: dict[int, torch.Tensor] = {}
-    bad = {**unread, **{names[row]: reason for row, reason in found.lacking.items()}}
+    broken: dict[str, str] = {}
     for number, part in enumerate(() if lazy else sources):
-        decoded, broken = decode_all(part, workers_for(everything))
+        decoded, reasons = decode_all(part, workers_for(everything))
         data[number] = torch.from_numpy(decoded["x"])
-        bad |= broken
-    refuse_bad(bad, len(names) + len(unread), options.max_bad, listing.where)
-    good = [row for row, name in enumerate(names) if name not in bad]
+        broken |= reasons
+    known = known_of(listing, names, found, unread, broken, options)
     stored = DataSpec(kind="image", shape=base.shape, range=(0.0, 255.0), sizes=plan.sizes)
     common: dict[str, Any] = {
         "spec": with_conditions(stored, found),
         "stored": stored,
-        "labels": found.labels,
-        "cond": found.cond,
-        "rows": torch.tensor(good) if len(good) < len(names) else None,
-        "mirror": options.flip,
-        "problems": tuple(Problem(path, reason) for path, reason in sorted(bad.items())),
         "notes": (*notes, *plan.lines()),
         "bucket": torch.tensor(plan.bucket),
+        **known,
     }
     if lazy:
         return LazyBucketDataset(reader=Reader(source), max_bad=options.max_bad, **common)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 
+from undiffuse.data.dataset import Problem, refuse_bad
 from undiffuse.data.lazy import Item
 from undiffuse.data.listing import Listing
 from undiffuse.data.memory import fits_memory, require_memory
@@ -17,6 +19,10 @@ from undiffuse.data.pairs import SOURCE
 from undiffuse.images.fit import Resize, fit
 from undiffuse.images.read import Channels, Header, UnreadablePicture, load_picture, to_array
 from undiffuse.spec import DataSpec
+
+if TYPE_CHECKING:
+    from undiffuse.data.columns import Conditions
+    from undiffuse.data.options import DataOptions
 
 CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 COUNTS: dict[Channels, int] = {name: count for count, name in CHANNELS.items()}
@@ -107,6 +113,39 @@ def stays_on_disk(source: PictureSource, headers: Sequence[Header], lazy: bool |
         "leave out data.lazy, choose a smaller data.size, or set data.limit",
     )
     return False
+
+
+def known_of(
+    listing: Listing,
+    names: Sequence[str],
+    found: Conditions,
+    unread: Mapping[str, str],
+    broken: Mapping[str, str],
+    options: DataOptions,
+) -> dict[str, Any]:
+    """Return what a data set of pictures holds besides pixels: labels, conditions, which rows are good, problems.
+
+    Args:
+        listing: Where they are.
+        names: The pictures, a row each.
+        found: Their conditions.
+        unread: Why others have no row.
+        broken: Why rows are bad, as those are for which `found` lacks a value.
+        options: How many may be.
+
+    Raises:
+        DataError: Too many are bad.
+    """
+    bad = {**unread, **{names[row]: reason for row, reason in found.lacking.items()}, **broken}
+    refuse_bad(bad, len(names) + len(unread), options.max_bad, listing.where)
+    good = [row for row, name in enumerate(names) if name not in bad]
+    return {
+        "labels": found.labels,
+        "cond": found.cond,
+        "rows": torch.tensor(good) if len(good) < len(names) else None,
+        "mirror": options.flip,
+        "problems": tuple(Problem(path, reason) for path, reason in sorted(bad.items())),
+    }
 
 
 def workers_for(headers: Iterable[Header]) -> int:

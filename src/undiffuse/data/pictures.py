@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from undiffuse.data.columns import Conditions, read_conditions, with_conditions
-from undiffuse.data.dataset import IndexedDataset, Problem, TensorDataset, refuse_bad
+from undiffuse.data.dataset import IndexedDataset, TensorDataset, refuse_bad
 from undiffuse.data.labels import number_labels
 from undiffuse.data.lazy import LazyDataset, Reader
 from undiffuse.data.listing import Listing, folder_classes
@@ -23,6 +23,7 @@ from undiffuse.data.picture_source import (
     Target,
     attempt,
     decode_all,
+    known_of,
     stays_on_disk,
     workers_for,
 )
@@ -84,27 +85,15 @@ def _assemble(
     notes: tuple[str, ...],
 ) -> IndexedDataset:
     """Decode what fits into memory; leave the rest on disk."""
-    names, where = source.names, source.listing.where
-    lacking = {names[row]: reason for row, reason in found.lacking.items()}
     lazy = stays_on_disk(source, headers, options.lazy)
     parts: dict[str, np.ndarray] = {}
     broken: dict[str, str] = {}
     if not lazy:
         parts, broken = decode_all(source, workers_for(headers))
-    bad = {**unread, **lacking, **broken}
-    refuse_bad(bad, len(names) + len(unread), options.max_bad, where)
-    good = [row for row, name in enumerate(names) if name not in bad]
+    known = known_of(source.listing, source.names, found, unread, broken, options)
     stored = DataSpec(kind="image", shape=source.target.shape, range=(0.0, 255.0))
-    common: dict[str, Any] = {
-        "spec": spec or _with_source(with_conditions(stored, found), source.given),
-        "stored": stored,
-        "labels": found.labels,
-        "cond": found.cond,
-        "rows": torch.tensor(good) if len(good) < len(names) else None,
-        "mirror": options.flip,
-        "problems": tuple(Problem(path, reason) for path, reason in sorted(bad.items())),
-        "notes": notes,
-    }
+    own = spec or _with_source(with_conditions(stored, found), source.given)
+    common: dict[str, Any] = {"spec": own, "stored": stored, "notes": notes, **known}
     if lazy:
         return LazyDataset(reader=Reader(source), max_bad=options.max_bad, **common)
     tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
@@ -159,7 +148,7 @@ def _choose_target(headers: Sequence[Header], options: DataOptions, spec: DataSp
     if spec is not None:
         if spec.kind != "image" or spec.channels not in CHANNELS or spec.range is None:
             raise DataError(
-                f"{where} holds pictures but the model was trained on {spec.kind} data of shape {spec.shape}; "
+                f"{where} holds pictures but the model was trained on {spec.noun} of shape {spec.shape}; "
                 "give data of that kind."
             )
         return Target(spec.shape[1], spec.shape[2], CHANNELS[spec.channels], options.resize, dtype)

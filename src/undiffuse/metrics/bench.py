@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from undiffuse.errors import DataError
 from undiffuse.metrics.distances import Matrix
@@ -18,6 +18,7 @@ from undiffuse.metrics.features import FeatureExtractor
 from undiffuse.metrics.items import Items
 from undiffuse.metrics.reference import Reference
 from undiffuse.metrics.results import Row, Series
+from undiffuse.models.conditions import Fitted
 from undiffuse.spec import DataSpec
 
 
@@ -32,7 +33,8 @@ class Bench:
         labels: Labels asked for, (n,), in the proportions of the training data; None for a model without.
         conditional: Whether samples are asked for with conditions, labels or others, so that guidance has a meaning.
         draw: Maps a guidance scale to samples (n, *shape) in data units.
-        elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error.
+        elbo: Maps tokens (N, L) to an upper bound of their mean nats per token, and its standard error; with their
+            conditions as `cond` where the held-out items have some.
         exact: Whether that is no bound but the figure itself.
         reference: What judges texts by their likelihood; None for nothing.
         n: Number of samples.
@@ -48,7 +50,7 @@ class Bench:
     labels: NDArray[np.int64] | None = None
     conditional: bool = False
     draw: Callable[[float | None], NDArray[Any]]
-    elbo: Callable[[Tensor], tuple[float, float]] | None = None
+    elbo: Callable[..., tuple[float, float]] | None = None
     exact: bool = False
     reference: Reference | None = None
     n: int
@@ -56,6 +58,19 @@ class Bench:
     extractor: str | FeatureExtractor = "auto"
     cache: bool = True
     device: str = "cpu"
+
+    def held_out_bound(self, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """Return what `elbo` says of held-out items by their numbers (M,), given their own conditions.
+
+        Raises:
+            ValueError: There is no `elbo`.
+        """
+        if self.elbo is None:
+            raise ValueError("this model has no elbo(tokens), so it has no bits; leave 'bits' out.")
+        tokens, chosen = torch.from_numpy(self.held_out.x[rows]), torch.from_numpy(rows)
+        cond = Fitted((name, values[chosen]) for name, values in self.held_out.cond.items())
+        nats, error = self.elbo(tokens, cond=cond) if cond else self.elbo(tokens)
+        return float(nats), float(error)
 
     @cached_property
     def features(self) -> RealFeatures:

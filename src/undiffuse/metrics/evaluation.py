@@ -65,7 +65,8 @@ def evaluate(
     `warnings` says, Frechet distances are to be read by their interval.
 
     Args:
-        model: A `Model`: `spec`, `sample(n, seed=, cond=, guidance=, ...)` in data units; for tokens `elbo(tokens)`.
+        model: A `Model`: `spec`, `sample(n, seed=, cond=, guidance=, ...)` in data units; for tokens `elbo(tokens)`,
+            and where the data have conditions that the model knows `elbo(tokens, cond=...)`.
         data: The source the model was trained on, or a data set.
         held_out: A source or data set the model was not trained on; None splits it off `data`, as training does.
         holdout: Share (below 1) or number of items to split off, as in the training run; None: the data's own default.
@@ -122,7 +123,7 @@ def _reference(given: Any, model: Any) -> Reference | None:
     if given is None:
         return None
     if not model.spec.is_discrete or model.spec.columns:
-        raise ValueError(f"reference judges texts; this model makes {model.spec.kind} data. Leave it out.")
+        raise ValueError(f"reference judges texts; this model makes {model.spec.noun}. Leave it out.")
     return open_reference(given, getattr(model, "device", "cpu")) if isinstance(given, (str, os.PathLike)) else given
 
 
@@ -164,7 +165,12 @@ def _bench(
     return Bench(
         spec=model.spec,
         train=real,
-        held_out=load_items(unseen, limit=MOST_ITEMS, seed=seed),
+        held_out=load_items(
+            unseen,
+            limit=MOST_ITEMS,
+            seed=seed,
+            conditions=told_conditions(model.spec) if model.spec.is_discrete else (),
+        ),
         labels=labels,
         conditional=bool(cond),
         draw=draw,
@@ -175,6 +181,11 @@ def _bench(
     )
 
 
+def told_conditions(spec: DataSpec) -> tuple[str, ...]:
+    """Return the names of the conditions that samples are asked for with."""
+    return tuple(name for name in spec.conditions if name not in spec.kept_conditions)
+
+
 def conditions_to_ask(
     spec: DataSpec, train: Any, labels: NDArray[np.int64] | None, n: int, seed: int
 ) -> dict[str, torch.Tensor]:
@@ -183,14 +194,14 @@ def conditions_to_ask(
     Labels alone are asked for in their proportions. Captions, numbers and whatever else a model knows come with the
     label of their item, from a choice of items by `seed`. Labels rise.
     """
-    if not [name for name in spec.cond if name not in spec.kept_conditions]:
+    told = told_conditions(spec)
+    if not [name for name in told if name in spec.cond]:
         known = labels is not None and bool(spec.classes)
         return {"label": torch.from_numpy(proportional_labels(labels, n))} if known and labels is not None else {}
     rows = permutation(seed, 0, len(train))[torch.arange(n) % len(train)]
     found = train.batch(rows)["cond"]
     order = torch.argsort(found["label"], stable=True) if "label" in found else torch.arange(n)
-    asked = (name for name in spec.conditions if name in found and name not in spec.kept_conditions)
-    return Fitted((name, found[name][order].cpu()) for name in asked)
+    return Fitted((name, found[name][order].cpu()) for name in told if name in found)
 
 
 def _scales(guidance: Sequence[float] | None, bench: Bench) -> tuple[float | None, ...]:
@@ -209,7 +220,7 @@ def _chosen(metrics: str | Sequence[str], table: dict[str, Callable[[Bench], Jud
     for name in names:
         if name not in table:
             known = f"choose among {', '.join(table)}.{did_you_mean(name, table)}"
-            raise ValueError(f"metric {name!r} is unknown for {bench.spec.kind} data; {known}")
+            raise ValueError(f"metric {name!r} is unknown for {bench.spec.noun}; {known}")
     return names
 
 

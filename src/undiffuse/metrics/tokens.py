@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from undiffuse.metrics.bench import Bench, Findings, Judge, Samples
@@ -31,12 +30,14 @@ def judge_bits(bench: Bench) -> Judge:
     """
     if bench.elbo is None:
         raise ValueError("this model has no elbo(tokens), so it has no bits per token; leave 'bits' out.")
-    elbo, windows = bench.elbo, _held_out(bench, MOST_WINDOWS)
+    rows = _held_out_rows(bench, MOST_WINDOWS)
+    windows = bench.held_out.x[rows]
 
     def judge(samples: Samples) -> Findings:
-        nats, error = map(float, elbo(torch.from_numpy(windows)))
+        nats, error = bench.held_out_bound(rows)
         kind = "exact" if bench.exact else "upper bound (ELBO)"
-        note = f"{kind} over {windows.size} held-out tokens; ± is the standard error"
+        given = ", given their conditions" if bench.held_out.cond else ""
+        note = f"{kind} over {windows.size} held-out tokens{given}; ± is the standard error"
         bits = (bits_per_character(value) for value in (nats, error))
         row = Row(name="held-out text", value=next(bits), error=next(bits), unit=_UNIT, note=note)
         perplexity = math.exp(nats)  # and by the delta method its error
@@ -143,5 +144,8 @@ def _training_text(bench: Bench) -> NDArray[Any]:
 
 def _held_out(bench: Bench, most: int) -> NDArray[Any]:
     """Return held-out windows (N, L): all, or `most` of them chosen by the seed."""
-    rows = np.random.default_rng(bench.seed).permutation(len(bench.held_out))
-    return bench.held_out.x[rows[:most]]
+    return bench.held_out.x[_held_out_rows(bench, most)]
+
+
+def _held_out_rows(bench: Bench, most: int) -> NDArray[np.int64]:
+    return np.random.default_rng(bench.seed).permutation(len(bench.held_out))[:most]

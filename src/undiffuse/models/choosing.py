@@ -91,7 +91,7 @@ def shape_of(model: Model, size: Sequence[int] | None) -> tuple[int, ...]:
     if size is None:
         return shape
     if spec.kind != "image":
-        raise ValueError(f"size={tuple(size)} is for images; this model makes {spec.kind} data. Leave it out.")
+        raise ValueError(f"size={tuple(size)} is for images; this model makes {spec.noun}. Leave it out.")
     if model.state_spec.is_discrete:
         raise ValueError(f"size={tuple(size)}, but a model of tokens makes pictures of one size; leave it out.")
     factor = max(1, spec.shape[-1] // shape[-1])  # pixels per latent

@@ -10,14 +10,12 @@ from undiffuse.codecs.build import codec_from_json, codec_to_json
 from undiffuse.codecs.options import PretrainedCodecOptions
 from undiffuse.codecs.pretrained import load_pretrained
 from undiffuse.errors import CheckpointError
-from undiffuse.files import write_whole
-from undiffuse.models.bundle import SCHEMA, fill_codec, read_config, save_tensors
+from undiffuse.models.bundle import fill_codec
+from undiffuse.models.folder import CODEC, CONFIG, WEIGHTS, read_config, write_folder
 from undiffuse.spec import DataSpec
 
 if TYPE_CHECKING:
     from undiffuse.codecs.codec import Codec
-
-_CODEC, _CONFIG, _CARD = "codec.safetensors", "config.json", "README.md"
 
 
 def save_codec(codec: Codec, folder: str | Path, info: dict[str, Any] | None = None) -> Path:
@@ -26,40 +24,21 @@ def save_codec(codec: Codec, folder: str | Path, info: dict[str, Any] | None = N
     Raises:
         CheckpointError: The folder cannot be written.
     """
-    from safetensors import SafetensorError
-
     folder = Path(folder)
-    config = {
-        "format": "undiffuse",
-        "schema": SCHEMA,
-        "kind": "codec",
-        "spec": codec.data.to_json(),
-        "codec": codec_to_json(codec),
-        "info": info or {},
-    }
-    text = json.dumps(config, indent=2) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(codec, folder / _CODEC)
-        write_whole(folder / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-        write_whole(folder / _CARD, lambda path: path.write_text(_card(codec), encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"cannot write the codec to {folder}: {reason}; make room or choose another folder."
-        ) from error
+    facts = {"spec": codec.data.to_json(), "codec": codec_to_json(codec), "info": info or {}}
+    write_folder(folder, "codec", facts, {CODEC: codec}, _card(codec))
     return folder
 
 
 def is_codec_folder(folder: str | Path) -> bool:
     """Whether a folder holds a codec of ours: alone, or beside the model that works on its latents."""
-    return all((Path(folder).expanduser() / name).is_file() for name in (_CODEC, _CONFIG))
+    return all((Path(folder).expanduser() / name).is_file() for name in (CODEC, CONFIG))
 
 
 def is_ours(folder: str | Path) -> bool:
     """Whether a folder is one of ours, with a codec or without, and not one of another library."""
     try:
-        config = json.loads((Path(folder).expanduser() / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((Path(folder).expanduser() / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("format") == "undiffuse"
@@ -67,7 +46,7 @@ def is_ours(folder: str | Path) -> bool:
 
 def is_codec_alone(folder: str | Path) -> bool:
     """Whether a folder holds a codec of ours, and no model that works on its latents."""
-    return is_codec_folder(folder) and not (Path(folder) / "model.safetensors").is_file()
+    return is_codec_folder(folder) and not (Path(folder) / WEIGHTS).is_file()
 
 
 def load_codec(folder: str | Path) -> Codec:
@@ -77,15 +56,15 @@ def load_codec(folder: str | Path) -> Codec:
         CheckpointError: There is none, or it is damaged.
     """
     folder = Path(folder).expanduser()
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(f"there is no codec {str(folder)!r}; give the folder of a codec, or of a model with one.")
-    config = read_config(folder / _CONFIG)
+    config = read_config(folder / CONFIG)
     if not config.get("codec"):
         raise CheckpointError(f"the model in {folder} works on the data themselves, without a codec; give another.")
     try:
         codec = codec_from_json(config["codec"], DataSpec.from_json(config["spec"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / _CONFIG} does not describe a codec ({error}); train it again.") from error
+        raise CheckpointError(f"{folder / CONFIG} does not describe a codec ({error}); train it again.") from error
     fill_codec(codec, folder)
     return codec
 
@@ -106,7 +85,7 @@ def open_codec(options: PretrainedCodecOptions, data: DataSpec) -> Codec:
             f"the codec in {place} codes {theirs[0]} data of shape {theirs[1]}, these are {ours[0]} data of shape "
             f"{ours[1]}; set data.size and data.channels as in its training."
         )
-    config = read_config(place / _CONFIG)
+    config = read_config(place / CONFIG)
     again = codec_from_json(config["codec"], data)  # with the labels and conditions of these data
     again.load_state_dict(codec.state_dict())
     if options.used_only:
@@ -114,9 +93,9 @@ def open_codec(options: PretrainedCodecOptions, data: DataSpec) -> Codec:
     return again
 
 
-def _card(codec: Codec) -> str:
+def _card(codec: Codec) -> list[str]:
     data, latent = codec.data, codec.latent
-    lines = [
+    return [
         "# A codec",
         "",
         f"- data: {data.kind} of shape {data.shape}",
@@ -127,4 +106,3 @@ def _card(codec: Codec) -> str:
         "codec.path=FOLDER`.",
         "",
     ]
-    return "\n".join(lines)

@@ -246,12 +246,11 @@ class Model:
             TypeError: An argument that there is not.
         """
         _check_names(guides)
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
-        if n > batch_size and (constraints or start is not None):
-            raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
+        _check_batches(n, batch_size, bool(constraints) or start is not None)
         if parallel is not None and (guides.get("negative") or guides.get("classifier")):
             raise ValueError("parallel repeats the batch; negative and classifier belong to single samples: omit one.")
+        if prefix is not None and start is not None:
+            raise ValueError("prefix and start both say what samples begin with; put the prefix into start.")
         budget = read_budget(self.defaults, solver, tokens_per_call, guides.get("purity"))
         own = setup_of(self.defaults, shape_of(self, size))
         rule = solver_of(self, budget.solver, steps, {**budget.options, **(solver_options or {})}, own)
@@ -261,15 +260,19 @@ class Model:
         spec = spec_of_length(self.state_spec_at(size), length, getattr(self._network, "options", None))
         window = window_of(self.state_spec, length, stride, bool(constraints))
         conditions = fit_conditions(cond, n, spec, self.device)
-        if prefix is not None and start is not None:
-            raise ValueError("prefix and start both say what samples begin with; put the prefix into start.")
-        begun = start if prefix is None else fit_tokens(prefix, spec, self.process, self.device)
+        begun = None if prefix is None else fit_tokens(prefix, spec, self.process, self.device)
         asked = {"wrap": wrap, "constraints": constraints, "callback": callback, "parallel": parallel, **guides}
         jump = jumping(self.module, rule, asked)
         wrapped: Any = apply_wraps(self.denoiser, wrap) if jump is None else None
         guided = read_guidance(self, n, conditions, **guides)
-        walk = partial(sample, solver=rule, constraints=constraints, callback=callback)
-        walk = partial(walk, parallel=parallel, parallel_tol=parallel_tol)
+        walk = partial(
+            sample,
+            solver=rule,
+            constraints=constraints,
+            callback=callback,
+            parallel=parallel,
+            parallel_tol=parallel_tol,
+        )
         usual = times if grid is None and "grid" not in self.defaults else None  # the grid of the scheduler
         self.module.eval()
         listener(Started("sample", n, "sample"))
@@ -277,7 +280,7 @@ class Model:
         for low in range(0, n, batch_size):
             high = min(low + batch_size, n)
             noise = KeyedNoise(seed, range(first + low, first + high), self.device)
-            state = begun.expand(high - low, *begun.shape[1:]) if prefix is not None and begun is not None else begun
+            state = start if begun is None else begun.expand(high - low, *begun.shape[1:])
             if state is None and own is not None and usual is not None:
                 state = own.start(noise, spec.shape, usual, dtype)
             bounds = None if guides.get("threshold") else own
@@ -293,18 +296,33 @@ class Model:
         listener(Finished("sample"))
         return _join(parts)
 
-    def elbo(self, tokens: Tensor, draws: int = 8, seed: int = 0, batch_size: int = 64) -> Bound:
+    def elbo(
+        self,
+        tokens: Tensor,
+        draws: int = 8,
+        seed: int = 0,
+        batch_size: int = 64,
+        *,
+        cond: dict[str, Any] | None = None,
+    ) -> Bound:
         """Return the evidence bound of token ids (N, L) with its standard error, nats per token.
 
+        Args:
+            tokens: Ids.
+            draws: Noise draws of each row.
+            seed: Of the noise.
+            batch_size: Rows computed at once.
+            cond: Conditions, one value for all rows or one for each, as in `sample`; None stands for every null.
+
         Raises:
-            ValueError: The model is not of tokens, or an id is unknown.
+            ValueError: The model is not of tokens, an id is unknown, or the conditions do not fit.
         """
-        parts = [
-            token_bounds(
-                self.denoiser, rows.to(self.device), KeyedNoise(seed, range(low, low + len(rows)), self.device), draws
-            )
-            for low, rows in ((i, tokens[i : i + batch_size]) for i in range(0, len(tokens), batch_size))
-        ]
+        conditions, denoiser, parts = fit_conditions(cond, len(tokens), self.state_spec, self.device), self.denoiser, []
+        for low in range(0, len(tokens), batch_size):
+            rows = tokens[low : low + batch_size].to(self.device)
+            noise = KeyedNoise(seed, range(low, low + len(rows)), self.device)
+            embedded = denoiser.embed(conditions.rows(low, low + len(rows)) or None, len(rows))
+            parts.append(token_bounds(denoiser, rows, noise, draws, cond=embedded))
         return summarise(torch.cat(parts, dim=1))
 
     def text(self, tokens: Tensor) -> list[str]:
@@ -337,6 +355,14 @@ def _check_names(guides: Any) -> None:
         if name not in GUIDANCE_ARGUMENTS:
             known = [*inspect.signature(Model.sample_result).parameters, *GUIDANCE_ARGUMENTS]
             raise TypeError(f"sample_result() got an unexpected argument {name!r}.{did_you_mean(name, known)}")
+
+
+def _check_batches(n: int, batch_size: int, of_one: bool) -> None:
+    """Refuse numbers below 1, and several batches of what holds for one."""
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
+    if n > batch_size and of_one:
+        raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
 
 
 def _bounded(denoiser: Denoiser, own: DiffusersSetup | None) -> Denoiser:

@@ -29,7 +29,7 @@ def spec_of_length(spec: DataSpec, length: int | None, network: Any) -> DataSpec
     if length < 1:
         raise ValueError(f"length={length} must be at least 1 token.")
     if not spec.is_discrete or spec.columns or spec.grid or getattr(network, "kind", "transformer") != "transformer":
-        what = "a table" if spec.columns else "tokens on a grid" if spec.grid else f"{spec.kind} data of one size"
+        what = "a table" if spec.columns else "tokens on a grid" if spec.grid else f"{spec.noun} of one size"
         raise ValueError(f"length={length} is for texts; this model makes {what}. Leave it out.")
     return replace(spec, shape=(length,))
 

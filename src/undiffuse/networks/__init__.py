@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy(
         "UNet": "undiffuse.networks.unet:UNet",
         "UNetOptions": "undiffuse.networks.options:UNetOptions",
         "VectorConditioner": "undiffuse.networks.conditioners:VectorConditioner",
+        "block_map": "undiffuse.networks.block_maps:block_map",
         "build_network": "undiffuse.networks.build:build_network",
         "capture": "undiffuse.networks.hooks:capture",
         "compile_blocks": "undiffuse.networks.compilation:compile_blocks",
@@ -29,5 +30,6 @@ __getattr__, __dir__, __all__ = lazy(
         "inflate": "undiffuse.networks.inflation:inflate",
         "make_conditioners": "undiffuse.networks.conditioners:make_conditioners",
         "math_attention": "undiffuse.networks.attention:math_attention",
+        "tokens_to_map": "undiffuse.networks.block_maps:tokens_to_map",
     },
 )

@@ -42,7 +42,7 @@ def build_network(
     if spec.kind not in _KINDS[options.kind]:
         fitting = [kind for kind, served in _KINDS.items() if spec.kind in served]
         raise ValueError(
-            f"model={options.kind} is made for {' / '.join(_KINDS[options.kind])} data, but this is {spec.kind} data; "
+            f"model={options.kind} is made for {' / '.join(_KINDS[options.kind])} data, but this is {spec.noun}; "
             f"choose model={' or '.join(fitting)}."
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -100,6 +100,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         dropout=options.dropout,
         neighbours=options.neighbours,
         causal=options.causal,
+        conv_mlp=options.conv_mlp,
         conditions=spec.conditions,
         grid=spec.grid,
     )
@@ -119,4 +120,4 @@ def _states(spec: DataSpec, states: int | None) -> int:
 
 def _check_temporal(options: UNetOptions | DiTOptions, spec: DataSpec) -> None:
     if options.temporal and spec.kind != "video":
-        raise ValueError(f"model.temporal is for video, but this is {spec.kind} data; leave it off.")
+        raise ValueError(f"model.temporal is for video, but this is {spec.noun}; leave it off.")

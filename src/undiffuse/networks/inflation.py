@@ -38,7 +38,7 @@ def inflate(image_network: Backbone, spec: DataSpec, *, seed: int = 0) -> Backbo
     """
     options = image_network.options
     if spec.kind != "video":
-        raise ValueError(f"inflate makes video networks, but the spec is of {spec.kind} data; give that of a video.")
+        raise ValueError(f"inflate makes video networks, but the spec is of {spec.noun}; give that of a video.")
     if not isinstance(options, UNetOptions | DiTOptions):
         raise ValueError(
             f"{type(image_network).__name__} cannot be inflated; expected a unet or dit made by build_network."

@@ -8,18 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from undiffuse.limits import at_least_one, share_below_one
 from undiffuse.words import option
-
-
-def _check_positive(options: object, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)}; expected at least 1.")
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}={value}; expected a share in [0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +22,7 @@ class MLPOptions:
     self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width", "depth")
+        at_least_one(self, "width", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +42,8 @@ class UNetOptions:
     self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "channels", "blocks", "heads")
-        _check_fraction("dropout", self.dropout)
+        at_least_one(self, "channels", "blocks", "heads")
+        share_below_one(self, "dropout")
         levels = len(self.multipliers)
         if levels < 1 or min(self.multipliers) < 1:
             raise ValueError(f"multipliers={self.multipliers}; expected at least one level, each entry at least 1.")
@@ -98,14 +88,17 @@ class TransformerOptions:
     dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
     neighbours: int = option(0, "tokens on each side that blocks mix by convolution before attention; 0 for none")
     causal: bool = option(False, "let tokens see those before them only, for objective=autoregressive")
+    conv_mlp: bool = option(False, "convolutions over 3 tokens per axis in place of the feed-forward layers")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width", "depth", "heads")
-        _check_fraction("dropout", self.dropout)
+        at_least_one(self, "width", "depth", "heads")
+        share_below_one(self, "dropout")
         if self.neighbours < 0:
             raise ValueError(f"neighbours={self.neighbours} must not be negative.")
         if self.causal and self.time_dependent:
             raise ValueError("causal networks read clean tokens, which have no time; set time_dependent=false.")
+        if self.causal and self.conv_mlp:
+            raise ValueError("conv_mlp sees the tokens on both sides of each; set conv_mlp=false where causal=true.")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width={self.width} does not split into heads={self.heads} heads of even size "
@@ -137,9 +130,8 @@ class DiTOptions:
     self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width", "depth", "heads", "patch")
-        _check_fraction("dropout", self.dropout)
-        _check_fraction("route", self.route)
+        at_least_one(self, "width", "depth", "heads", "patch")
+        share_below_one(self, "dropout", "route")
         if not self.ratio * self.width >= 1:
             raise ValueError(f"ratio={self.ratio} leaves the feed-forward parts without features; 4 is usual.")
         if self.width % (2 * self.heads):

@@ -29,6 +29,10 @@ class TransformerBlock(nn.Module):
         token_dim: Features T of the tokens that cross-attention reads; None: no cross-attention.
         grid: Size of the grid that tokens lie on, for the mixing of neighbours; empty for a line.
         causal: Let each token see itself and those before it only; on a line.
+        conv_mlp: Let the feed-forward part see the neighbours of each token.
+
+    Raises:
+        ValueError: The feed-forward part would see what is behind a token.
     """
 
     def __init__(
@@ -44,13 +48,21 @@ class TransformerBlock(nn.Module):
         token_dim: int | None = None,
         grid: Sequence[int] = (),
         causal: bool = False,
+        conv_mlp: bool = False,
     ) -> None:
         super().__init__()
+        if causal and conv_mlp:
+            raise ValueError("conv_mlp sees the tokens on both sides of each; leave it out where causal.")
         self.mixing = NeighbourMixing(width, neighbours, grid, causal) if neighbours else nn.Identity()
         attention = SelfAttention(width, heads, dropout=dropout, qk_norm=qk_norm, causal=causal)
         inside = round(ratio * width)
         self.attention = ModulatedResidual(attention, width, context_dim)
-        feed_forward = nn.Sequential(nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width), Dropout(dropout))
+        feed_forward: nn.Module
+        if conv_mlp:
+            feed_forward = ConvolvedFeedForward(width, inside, grid, dropout)
+        else:
+            layers = (nn.Linear(width, inside), nn.GELU(), nn.Linear(inside, width), Dropout(dropout))
+            feed_forward = nn.Sequential(*layers)
         self.feed_forward = ModulatedResidual(feed_forward, width, context_dim)
         self.cross: ModulatedResidual | None = None
         if token_dim is not None:
@@ -115,5 +127,33 @@ class NeighbourMixing(nn.Module):
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         """Map tokens (B, L, D); `past` holds what came before them, where causal."""
         seen = (past or Past(0)).before(x, self.before) if self.before else x
-        placed = seen.mT.unflatten(-1, self.grid) if self.grid else seen.mT
-        return x + self.convolution(placed).flatten(2).mT
+        return x + _on_grid(self.convolution, seen, self.grid)
+
+
+class ConvolvedFeedForward(nn.Module):
+    """Two convolutions over each token and its neighbours, 3 along every axis, in place of the two linear layers.
+
+    Args:
+        width: Features D per token.
+        inside: Features between the layers.
+        grid: Size of the grid that tokens lie on, row by row; empty for a line.
+        dropout: Share of features dropped in training.
+
+    Source: the code of Gu et al. 2022 (VQ-Diffusion), arXiv:2111.14822, "conv_mlp" of its class-conditional models.
+    """
+
+    def __init__(self, width: int, inside: int, grid: Sequence[int] = (), dropout: float = 0.0) -> None:
+        super().__init__()
+        self.grid, layer = tuple(grid), _CONVOLUTIONS[len(grid)]
+        first, last = layer(width, inside, 3, padding=1), layer(inside, width, 3, padding=1)
+        self.layers = nn.Sequential(first, nn.GELU(), last, Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, L, D)."""
+        return _on_grid(self.layers, x, self.grid)
+
+
+def _on_grid(layer: nn.Module, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Apply a layer on (B, D, *grid) to tokens (B, L, D)."""
+    placed: Tensor = layer(x.mT.unflatten(-1, grid) if grid else x.mT)
+    return placed.flatten(2).mT

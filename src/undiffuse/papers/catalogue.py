@@ -47,7 +47,7 @@ PAPERS: dict[str, Paper] = {
         source="Aiello, Valsesia, Magli 2023, arXiv:2301.07969",
         claim="Minutes of fine-tuning through the sampler make samples of 3 or 5 calls better than those of the best "
         "untuned solver, and than more training.",
-        minutes=30,
+        minutes=10,
         location="undiffuse.papers.mmd_ddm:study",
     ),
     "masked-diffusion": Paper(
@@ -64,7 +64,7 @@ PAPERS: dict[str, Paper] = {
         source="Mardani, Song, Kautz, Vahdat 2023, arXiv:2305.04391",
         claim="Restoration as an optimisation beats tuned samplers in PSNR of one image without a derivative of the "
         "network, if the times fall; it seeks modes, and fits heavy noise.",
-        minutes=12,
+        minutes=6,
         location="undiffuse.papers.red_diff:reproduce",
     ),
     "low-level-vision": Paper(
@@ -91,6 +91,39 @@ PAPERS: dict[str, Paper] = {
         "repeated.",
         minutes=18,
         location="undiffuse.papers.vq_ddm:reproduce",
+    ),
+    "classifier-compositionality": Paper(
+        title="Diffusion Classifiers Understand Compositionality, but Conditions Apply",
+        source="Jeong, Uselis, Oh, Rohrbach 2025, arXiv:2505.17955",
+        claim="A model reads its own pictures best and others the worse the further they lie from them; weights of "
+        "times learned from a few labelled pictures repair a part of that; and it tells which digit is where, which a "
+        "bag of words cannot.",
+        minutes=9,
+        location="undiffuse.papers.classifier_compositionality:reproduce",
+    ),
+    "semantic-correspondence": Paper(
+        title="A Tale of Two Features: Stable Diffusion Complements DINO for Zero-Shot Semantic Correspondence",
+        source="Zhang, Herrmann, Hur, Cabrera, Jampani, Sun, Yang 2023, arXiv:2305.15347",
+        claim="Features of a diffusion model find corresponding points without training, and fused with others they "
+        "find more; on digits the controls tell how much of that is layout.",
+        minutes=1,
+        location="undiffuse.papers.semantic_correspondence:reproduce",
+    ),
+    "diffusion-features": Paper(
+        title="Diffusion Models Beat GANs on Image Classification",
+        source="Mukhopadhyay, Gwilliam, et al. 2023, arXiv:2307.08702 and 2311.17921",
+        claim="A model trained to denoise is an encoder: a linear probe on one of its blocks at little noise beats raw "
+        "pixels and the same network before training, which block and time matter, and few labels suffice.",
+        minutes=6,
+        location="undiffuse.papers.diffusion_features:reproduce",
+    ),
+    "diffusion-classifier": Paper(
+        title="Your Diffusion Model is Secretly a Zero-Shot Classifier",
+        source="Li, Prabhudesai, Duggal, Brown, Pathak 2023, arXiv:2303.16203",
+        claim="The class under which a picture is denoised best is its class; with the same noise for all classes a "
+        "few times are enough, and asking the better classes alone halves the cost.",
+        minutes=5,
+        location="undiffuse.papers.diffusion_classifier:reproduce",
     ),
 }
 """Name -> paper."""

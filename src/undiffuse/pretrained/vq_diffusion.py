@@ -30,6 +30,7 @@ def load_vq_diffusion(folder: Path) -> Model:
     from undiffuse.codecs.pretrained import load_pretrained
     from undiffuse.denoisers.prompted_tokens import PROMPT, PromptedTokens
     from undiffuse.models.model import Model
+    from undiffuse.pretrained.network import named_blocks
 
     transformer = diffusers.Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True)
     vq = read_json(folder / "vqvae" / "config.json")
@@ -43,6 +44,7 @@ def load_vq_diffusion(folder: Path) -> Model:
     codec = load_pretrained(PretrainedCodecOptions(path=str(folder)), spec)
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     process = _process(schedule, codec.latent.categories)
+    transformer.blocks = named_blocks(transformer)  # for hooks
     denoiser = PromptedTokens(transformer.eval(), process, _reader(folder), codec.latent)
     if denoiser.levels != schedule["num_train_timesteps"]:
         raise ValueError(
@@ -74,7 +76,7 @@ def _reader(folder: Path) -> PromptReader:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from undiffuse.denoisers.prompted_tokens import PromptReader
-    from undiffuse.models.bundle import read_tensors
+    from undiffuse.models.folder import read_tensors
 
     null = None
     if read_json(folder / _NULLS / "config.json")["learnable"]:

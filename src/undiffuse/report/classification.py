@@ -148,7 +148,7 @@ def _grid(items: Tensor, spec: DataSpec) -> Any:
 
 def class_labels(given: Sequence[str], class_names: Sequence[str]) -> Tensor | None:
     """Return numbers of classes by name, int64 (B,); None where a name is no class."""
-    numbers = {name: number for number, name in enumerate(class_names)}
+    numbers = {name: number for number, name in reversed(list(enumerate(class_names)))}  # of equal names the first
     if not given or any(name not in numbers for name in given):
         return None
     return torch.tensor([numbers[name] for name in given])

@@ -320,6 +320,65 @@ def labelled_points(points: Mapping[str, tuple[float, float]], x: str, y: str, a
     return _labelled(figure, axes, x, y)
 
 
+def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Figure:
+    """Draw named curves, each of its places and values, with the names beside them.
+
+    Args:
+        curves: Name -> places and values.
+        x: What the places are.
+        y: What the values are.
+    """
+    figure, axes = _figure(7.2, 3.4)
+    colours = ("#2a93b5", "#dd7a2d", "#4f9d4f", "#b0518f", "#8a6d3b", "#5b6ad0")
+    for number, (name, (places, values)) in enumerate(curves.items()):
+        style = ("-", "--", ":")[number // len(colours) % 3]
+        axes.plot(places, _floats(values), style, color=colours[number % len(colours)], linewidth=1.6, label=name)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _labelled(figure, axes, x, y)
+
+
+def heat_map(values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], *, low: float = 0.0) -> Figure:
+    """Draw a table of numbers from `low` to 1 as coloured cells with the numbers in them.
+
+    Args:
+        values: (rows, columns).
+        rows, columns: Their names.
+        low: What the palest colour means.
+    """
+    height = 0.8 + 0.32 * len(rows)
+    figure, axes = _figure(min(9.0, 2.0 + 0.62 * len(columns)), height)
+    axes.imshow(values, cmap="Blues", vmin=low, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    for (row, column), value in np.ndenumerate(values):
+        dark = value > low + 0.6 * (1 - low)
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "#30363c")
+    return figure
+
+
+def accuracy_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, *, log: bool) -> Figure:
+    """Draw accuracies, one line for each label.
+
+    Args:
+        curves: Label -> what stands on the horizontal axis, and accuracies in [0, 1].
+        x: What the horizontal axis is.
+        log: Whether it is logarithmic.
+    """
+    figure, axes = _figure(7.2, 3.2)
+    colours = ("#2a93b5", "#dd7a2d", "#4f9d4f", "#b0518f", "#8a6d3b", "#5b6ad0", INK)
+    for number, (label, (across, up)) in enumerate(curves.items()):
+        style = ("o-", "s--")[number // len(colours) % 2]
+        axes.plot(across, up, style, color=colours[number % len(colours)], markersize=3.5, linewidth=1.4, label=label)
+    if log:
+        marks = sorted({value for across, _ in curves.values() for value in across})
+        axes.set_xscale("log")
+        axes.set_xticks(marks, [f"{value:g}" for value in marks])
+        axes.xaxis.minorticks_off()
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _labelled(figure, axes, x, "accuracy")
+
+
 def labelled_pictures(rows: Mapping[str, NDArray[np.uint8]]) -> Figure:
     """Draw pictures (H, W, C) under each other, each with its name on the left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -200,6 +200,16 @@ def _is_rows(candidates: Any) -> bool:
     return hasattr(candidates, "shape") and hasattr(candidates, "__array__")
 
 
+def check_apart(candidates: Fitted, others: Fitted) -> None:
+    """Refuse a condition that both the candidates and the items give.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if overlap := sorted(candidates.keys() & others.keys()):
+        raise ValueError(f"condition {overlap[0]!r} is given in cond and by the candidates; leave it out of cond.")
+
+
 class PairConditions:
     """Embedded conditions of pairs (item, candidate); candidate C is the one without its condition.
 
@@ -211,9 +221,7 @@ class PairConditions:
     """
 
     def __init__(self, denoiser: Any, candidates: Fitted, others: Fitted, null: bool) -> None:
-        overlap = sorted(candidates.keys() & others.keys())
-        if overlap:
-            raise ValueError(f"condition {overlap[0]!r} is given in cond and by the candidates; leave it out of cond.")
+        check_apart(candidates, others)
         self.denoiser, self.others, self.null = denoiser, others, null
         self.rows = {name: torch.cat([rows, rows[:1]]) if null else rows for name, rows in candidates.items()}
         self.count = len(next(iter(candidates.values())))

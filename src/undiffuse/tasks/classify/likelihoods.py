@@ -12,7 +12,7 @@ from undiffuse.analysis.results import Likelihood
 from undiffuse.analysis.subject import Wrap, asked_of
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models.conditions import Fitted
-from undiffuse.tasks.classify.candidates import Candidates, read_candidates
+from undiffuse.tasks.classify.candidates import Candidates, check_apart, read_candidates
 from undiffuse.tasks.classify.results import Classification, Reduce, judged
 from undiffuse.tasks.classify.table import ErrorTable
 
@@ -47,6 +47,7 @@ def by_likelihood(
     asked.check_shape(data)
     found = read_candidates(asked, candidates, condition=condition, template=template)
     others = asked.conditions(cond, len(data))
+    check_apart(found.cond, others)
     listener(Started(_TASK, len(found.distinct), "candidate"))
     parts: list[Likelihood] = []
     for number in found.distinct.tolist():

@@ -127,15 +127,15 @@ class Classification:
         return self.class_logits(temperature).softmax(1)
 
     def accuracy(self, truth: Tensor) -> tuple[float, float]:
-        """Return the share of items whose class (B,) is right, and its standard error."""
-        right = (self.label.cpu() == torch.as_tensor(truth).cpu()).double()
+        """Return the share of items whose class (B,) is right, and its standard error; errors as for `read_truth`."""
+        right = (self.label.cpu() == read_truth(self, truth)).double()
         share = float(right.mean())
         return share, math.sqrt(share * (1 - share) / len(right))
 
     def confusion(self, truth: Tensor) -> Tensor:
-        """Return how many items of each class (rows) got each label (columns), int64 (K, K)."""
+        """Return how many items of each class (rows) got each label (columns), int64 (K, K); see `read_truth`."""
         count = len(self.class_names)
-        pairs = torch.as_tensor(truth).cpu() * count + self.label.cpu()
+        pairs = read_truth(self, truth) * count + self.label.cpu()
         return torch.bincount(pairs, minlength=count * count).view(count, count)
 
     def to_json(self, temperature: float = 1.0, errors: bool = False) -> dict[str, Any]:
@@ -171,6 +171,20 @@ class Classification:
             return math.inf
         apart = (self.table.errors[item, rival] - self.table.errors[item, ranking[0]]).double()
         return lead(apart * self.weights)
+
+
+def read_truth(result: Classification, truth: Tensor) -> Tensor:
+    """Return the true classes of a result's items, int64 (B,), on the CPU.
+
+    Raises:
+        ValueError: Another number of labels than items, or labels that are no class.
+    """
+    labels = torch.as_tensor(truth).long().cpu()
+    if labels.shape != (len(result),):
+        raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(result)} items; give one each.")
+    if bool(((labels < 0) | (labels >= len(result.class_names))).any()):
+        raise ValueError(f"a label lies outside 0 to {len(result.class_names) - 1}, the classes of this result.")
+    return labels
 
 
 def judged(**fields: Any) -> Classification:

@@ -85,6 +85,7 @@ def classify(
     asked: dict[str, Any] = {"condition": condition, "template": template, "cond": cond, "wrap": wrap, "dtype": dtype}
     if method != "errors":
         unused = {"samples": samples, "keep": keep, "race": race, "weight": weight} | options
+        unused["order"] = None if order == "corput" else order
         settings = _likelihood_settings(method, unused, likelihood or {})
         return by_likelihood(model, x, candidates, settings, reduce=reduce, listener=listener, **asked)
     if likelihood is not None:

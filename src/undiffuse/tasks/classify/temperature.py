@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from undiffuse.tasks.classify.results import Classification
+from undiffuse.tasks.classify.results import Classification, read_truth
 
 _LOW, _HIGH = math.log(1e-3), math.log(1e4)
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -23,7 +23,7 @@ def negative_log_likelihood(result: Classification, truth: Tensor, temperature: 
         ValueError: Another number of labels than items, or labels that are no class.
     """
     log_p = result.class_logits(temperature).log_softmax(1)
-    return -float(log_p.gather(1, _labels(result, truth)[:, None]).mean())
+    return -float(log_p.gather(1, read_truth(result, truth)[:, None]).mean())
 
 
 def fit_temperature(result: Classification, truth: Tensor) -> float:
@@ -44,7 +44,7 @@ def fit_temperature(result: Classification, truth: Tensor) -> float:
     Source: Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, section 4.2; Platt 1999,
         "Probabilistic outputs for support vector machines", section 2.2.
     """
-    labels = _labels(result, truth)
+    labels = read_truth(result, truth)
     doubt = 1.0 / (len(labels) + 2)
 
     def loss(place: float) -> float:
@@ -69,12 +69,3 @@ def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
             inner[1] = low + _GOLDEN * (high - low)
             values[1] = loss(inner[1])
     return (low + high) / 2
-
-
-def _labels(result: Classification, truth: Tensor) -> Tensor:
-    labels = torch.as_tensor(truth).long().cpu()
-    if labels.shape != (len(result),):
-        raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(result)} items; give one each.")
-    if bool(((labels < 0) | (labels >= len(result.class_names))).any()):
-        raise ValueError(f"a label lies outside 0 to {len(result.class_names) - 1}, the classes of this result.")
-    return labels

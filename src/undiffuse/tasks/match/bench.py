@@ -138,8 +138,8 @@ def bench_match(
     """
     if idle := [name for name in ("mutual", "ratio") if options.get(name)]:
         raise ValueError(f"{' and '.join(idle)} would drop points, and PCK counts them all; leave them out.")
-    own_pairs = not isinstance(data, str | Path)
-    name, pairs = ("spair", list(data)) if own_pairs else open_pairs(data, layout, split)
+    from_disk = isinstance(data, str | Path)
+    name, pairs = open_pairs(data, layout, split) if isinstance(data, str | Path) else ("spair", list(data))
     seed = int(options.get("seed", 0))
     pairs = _chosen(pairs, category, per_category, seed)
     own = CONVENTIONS[name]
@@ -167,8 +167,7 @@ def bench_match(
         for alpha in convention.alphas
         for label, found in errors.items()
     ]
-    settings: dict[str, Any] = {"data": "pairs that were given"} if own_pairs else {"data": name, "split": split}
-    settings["seed"] = seed
+    settings = {"data": name, "split": split} if from_disk else {"data": "pairs that were given"}
     return MatchBench(
         rows=tuple(rows),
         convention=convention,
@@ -176,7 +175,7 @@ def bench_match(
         errors={label: tuple(found) for label, found in errors.items()},
         pairs=len(pairs),
         points=sum(len(pair.errors) for pair in errors[first]),
-        settings=settings | {label: matcher.settings() for label, matcher in matchers.items()},
+        settings=settings | {"seed": seed} | {label: matcher.settings() for label, matcher in matchers.items()},
     )
 
 

@@ -35,7 +35,7 @@ class MatchOptions:
     cond: Mapping[str, Any] | None = option(None, "condition of the model, such as a prompt or a label; none: the null")
     size: int | Sequence[int] | None = option(
         None,
-        "pixels to which pictures are scaled for all but DINO, one side or height and width; none: the model's own size",
+        "pixels to which pictures are scaled for all but DINO, one side or height and width; none: the model's own",
     )
     pca: int = option(256, "dimensions of the co-PCA of diffusion layers with more channels than that; 0: none")
     dino: str | None = option(None, "a DINO network: a folder, or a name on the hub such as facebook/dinov2-base")
