@@ -70,6 +70,9 @@ def test_layers_are_compared_on_the_same_items_and_noise():
     assert found.first == ("mean@0.1", "responsibilities@0.1", "mean@0.5", "responsibilities@0.5")
     torch.testing.assert_close(found.values, found.values.T)
     torch.testing.assert_close(found.values.diagonal(), torch.ones(4, dtype=torch.float64))
+    x = normal(40, 2).float()
+    mixed = compare_layers(oracle, None, x, layers="mean", t=0.1, other_x=x.flip(0))  # read by the second alone
+    assert mixed.values.item() < 0.5
     later = compare_layers(oracle, oracle, normal(40, 2).float(), layers="mean", t=0.1, other_t=0.5)
     assert later.values.item() == pytest.approx(float(found.values[0, 2]), abs=1e-6)
     assert later.to_json()["other_t"] == [0.5] and len(later.table()[0]) == len(later.columns) == 2

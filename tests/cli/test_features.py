@@ -43,6 +43,7 @@ def test_features_are_listed_and_written(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_probe_is_searched_for_judged_and_saved(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("probe", "digits", "digits", "-n", "60", "--t", "0.1", "--pool", "2", "--out", "p", "--json")
+    words = (*words, "--head-option", "alpha=30")
     code, out, err = asked(capsys, *words)
     assert code == 0, err
     found = json.loads(out)
@@ -54,7 +55,7 @@ def test_a_probe_is_searched_for_judged_and_saved(capsys: pytest.CaptureFixture[
     assert ("Which block, time and pooling" in page and "labels of each class" in page) or "Few labels" in page
     assert json.loads(Path(found["results"]).read_text())["rows"] == found["rows"]
     probe = load_probe("p", ud.load("digits"))
-    assert probe.classes == tuple("0123456789")
+    assert probe.classes == tuple("0123456789") and probe.options.alpha == 30
     assert probe.encoder.settings["layers"] == [found["search"]["best"]["layer"]]
 
 
@@ -76,13 +77,16 @@ def test_layers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
         (("features", "digits", "digits", "--out", "f.pkl"), "end it in .npz, .npy, .parquet"),
         (("features", "digits"), "no data were named"),
         (("features", "digits", "nowhere"), "there is no nowhere"),
-        (("probe", "digits", "digits", "--head", "linar"), "head='linar' is unknown"),
+        (("probe", "digits", "digits", "--head", "linar"), "head='linar' does not fit"),
         (("probe", "digits", "digits", "--head", "cnn", "--pool", "2"), "pool=2 has no effect"),
+        (("probe", "digits", "digits", "--head-option", "neighbors=3"), "nearest known key is 'neighbours'"),
+        (("probe", "digits", "digits", "--head-option", "alpha=-1"), "alpha"),
         (("probe", "digits", "one.npy"), "has no labels"),
         (("probe", "digits", "same.npz", "--label", "kind", "--holdout", "0.5"), "a probe needs two classes"),
         (("probe", "digits", "rare.npz", "--label", "kind", "--holdout", "2"), "cross-validation needs 2 of each"),
         (("cka", "digits"), "no data were named"),
         (("cka", "digits", "--data", "digits", "--batch", "3", "-n", "9"), "use unbiased=True"),
+        (("cka", "digits", "--data", "digits", "--batch", "0", "-n", "9", "--unbiased"), "0 items are too few"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(capsys, here: Path, words: tuple[str, ...], message: str) -> None:

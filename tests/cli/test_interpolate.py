@@ -44,7 +44,7 @@ def test_pictures_stand_beside_each_other_and_texts_are_printed(capsys: pytest.C
         (("codes", "one.png", "other.png", "--shares", "a,b"), "is no list of numbers"),
         (("codes", "one.png", "other.png", "--time", "2"), "must be in [0, 1]"),
         (("codes", "one.png", "gone.png"), "gone.png"),
-        (("pixels", "one.png", "other.png"), "this model is continuous"),
+        (("pixels", "one.png", "other.png"), "interpolate mixes tokens, and this model is continuous"),
         (("codes", "one.png", "other.png", "--label", "x,y"), "several values"),
     ],
 )

@@ -77,6 +77,16 @@ def test_flow_and_swap(capsys: pytest.CaptureFixture[str]):
     assert (swapped[~outside] != grey[~outside][:, None]).any()
 
 
+def test_flows_to_pictures_of_one_name_lie_in_files_of_their_own(capsys: pytest.CaptureFixture[str]):
+    Path("other").mkdir()
+    Path("a.png").rename("other/b.png")
+    code, out, err = asked(capsys, "match", "b.png", "b.png", "other/b.png", "--dense", "--features", "patch", "--json")
+    assert code == 0, err
+    flows = [np.load(found["flow"]) for found in json.loads(out)["dense"]]
+    assert np.abs(flows[0][..., :2]).max() < 1e-5
+    assert np.abs(flows[1][..., :2]).max() > 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

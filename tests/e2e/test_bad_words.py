@@ -93,7 +93,7 @@ def test_evaluation_options_are_checked(undiffuse: Command, digits_run: Path, te
     ("words", "parts"),
     [
         (("sampel",), ("'sampel'", "'sample'")),
-        (("sample",), ("model", "sample --help")),
+        (("sample",), ("MODEL", "sample --help")),
         (("sample", "digits", "-n", "many"), ("'-n'", "integer", "'many'", "sample --help")),
         (("sample", "digits", "--guidance", "high"), ("'--guidance'", "number", "'high'")),
         (("sample", "digits", "--stpes", "3"), ("--stpes", "--steps")),

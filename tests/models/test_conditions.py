@@ -99,6 +99,8 @@ def test_what_was_fitted_stays_as_it_is():
         ({"captoin": "a cat"}, ("'captoin' is unknown", "Did you mean 'caption'")),
         ({"colour": "gren"}, ("colour 'gren' does not exist", "Did you mean 'green'")),
         ({"colour": 3}, ("colour 3 does not exist", "0 to 2")),
+        ({"colour": [0.5, 1]}, ("colour 0.5 is no class", "0 to 2")),
+        ({"colour": [None, 1]}, ("colour None is no class",)),
         ({"caption": "a red square"}, ("'caption' is 12 bytes long", "at most 8")),
         ({"caption": ["a", 3]}, ("holds 3", "expected a string")),
         ({"caption": ["a", "b", "c"]}, ("3 rows", "1 or 2")),

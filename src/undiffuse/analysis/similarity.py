@@ -44,13 +44,13 @@ def cka(x: Tensor, y: Tensor, *, unbiased: bool = False, batch: int | None = Non
     a, b = _read(x, "x"), _read(y, "y")
     if len(a) != len(b):
         raise ValueError(f"x has {len(a)} items and y has {len(b)}; give representations of the same items.")
-    least = _LEAST if unbiased else 2
-    if min(len(a), batch or len(a)) < least:
-        raise ValueError(f"{min(len(a), batch or len(a))} items are too few; CKA needs {least} (in a batch) or more.")
+    least, size = _LEAST if unbiased else 2, len(a) if batch is None else min(len(a), batch)
+    if size < least:
+        raise ValueError(f"{size} items are too few; CKA needs {least} (in a batch) or more.")
     if batch is not None and not unbiased:
         raise ValueError("the biased estimator does not add up over minibatches; use unbiased=True.")
     measure = _unbiased_sums if unbiased else _biased_sums
-    sums = sum(measure(p, q) for p, q in zip(a.split(batch or len(a)), b.split(batch or len(b)), strict=True))
+    sums = sum(measure(p, q) for p, q in zip(a.split(size), b.split(size), strict=True))
     cross, own, other = torch.as_tensor(sums).tolist()
     if own <= 0 or other <= 0:
         raise ValueError("a representation does not vary over the items, so there is nothing to compare.")
@@ -131,6 +131,7 @@ def compare_layers(
     *,
     layers: Layers = ALL,
     other_layers: Layers | None = None,
+    other_x: Tensor | None = None,
     t: Times = DEFAULT_TIME,
     other_t: Times | None = None,
     unbiased: bool = False,
@@ -150,6 +151,7 @@ def compare_layers(
         x: Items in model units (n, *); some 2000 give two digits.
         layers, t: Of the first model; several times stand as layers of their own.
         other_layers, other_t: Of the second; None: as for the first.
+        other_x: The same items in the second's units and size; None: `x`.
         unbiased, batch: See `cka`.
         pool: Cells on each axis of a map; 1 is the spatial mean.
         draws, seed, batch_size: See `FeatureEncoder`.
@@ -167,7 +169,8 @@ def compare_layers(
         **common,  # type: ignore[arg-type]
     )
     a = mine.maps(x, pooled=True, listener=listener)
-    b = a if mine.settings == theirs.settings and second in (None, first) else theirs.maps(x, pooled=True)
+    is_same = other_x is None and second in (None, first) and mine.settings == theirs.settings
+    b = a if is_same else theirs.maps(x if other_x is None else other_x, pooled=True)
     values = torch.zeros(len(a), len(b), dtype=torch.float64)
     listener(Started("compare", len(a), "layer"))
     for row, mapped in enumerate(a.values()):

@@ -23,7 +23,7 @@ EPILOG = f"""{WORDS}
 \b
 Examples:
   undiffuse bench-compose digits labelled:digits
-  undiffuse bench-compose digits labelled:digits --weights blur.json --out blur --compare bench-compose/digits/results.json
+  undiffuse bench-compose digits labelled:digits --weights w.json --out w --compare bench-compose/digits/results.json
   undiffuse bench-compose digits labelled:digits --own self-bench/digits
   undiffuse bench-compose stable-diffusion/ winoground:data/winoground whats-up:data/whatsup --resize crop
 """
@@ -54,7 +54,10 @@ def bench_compose(
         str | None, typer.Option(help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Items of each task, chosen by the seed; default: all.", show_default=False)
+        int | None,
+        typer.Option(
+            "--limit", "-n", "--count", help="Items of each task, chosen by the seed; default: all.", show_default=False
+        ),
     ] = None,
     interval: Annotated[str, typer.Option(help="Of 95 %: wilson or normal.")] = "wilson",
     compare: Annotated[
@@ -130,12 +133,20 @@ def read_weight(word: str) -> Weight:
     """Return the weights that a word means: a name, or a file.
 
     Raises:
+        ValueError: Neither a name nor a file.
         UndiffuseError: The file is missing or holds something else.
     """
     from undiffuse.tasks.classify.table import WEIGHTS
     from undiffuse.tasks.classify.weights import TimeWeights
+    from undiffuse.words import did_you_mean
 
-    return word if word in WEIGHTS else TimeWeights.load(word)
+    if word in WEIGHTS:
+        return word
+    if not Path(word).suffix and not Path(word).exists():
+        raise ValueError(
+            f"--weights {word!r} is neither one of {', '.join(WEIGHTS)} nor a file.{did_you_mean(word, WEIGHTS)}"
+        )
+    return TimeWeights.load(word)
 
 
 def _list(output: Output) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.features import read_layers, read_times
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.similarity import Comparison
@@ -23,7 +23,7 @@ Examples:
 
 
 def cka(
-    model: Annotated[str, typer.Argument(help="A run's folder, a built-in model: digits, or a pipeline of diffusers.")],
+    model: ModelName,
     other: Annotated[
         str | None, typer.Argument(help="Another one; default: the model itself.", show_default=False)
     ] = None,
@@ -65,6 +65,8 @@ def cka(
     found = find_model(model, device)
     second = None if other is None else find_model(other, device).model
     items = read_items(found.model, data, n=n, seed=seed)
+    is_alike = second is None or second.spec == found.model.spec
+    other_x = None if is_alike else read_items(second, data, n=n, seed=seed).x  # in its own size and units
     with output.progress() as listener:
         comparison = compare_layers(
             found.model,
@@ -73,6 +75,7 @@ def cka(
             layers="all" if not layer else read_layers(layer),
             t=read_times(t, 0.1),  # type: ignore[arg-type]
             other_t=read_times(other_t),
+            other_x=other_x,
             unbiased=unbiased,
             batch=batch,
             pool=pool,

@@ -147,7 +147,7 @@ def classify(
     chosen["weight"] = _weight(weight, weights)
     found = find_model(model, device)
     items = _items(found, images or [], n, seed, resize)
-    output.say(f"{len(items.data)} items")
+    output.say(f"{len(items.data)} item{'s' if len(items.data) != 1 else ''}")
     chosen |= {"candidates": _labels(labels), "template": template or None, "condition": condition}
     chosen |= {"cond": one_of_each(None, cond or [], found.model.spec), "wrap": _guided(guidance)}
     with output.progress() as listener:
@@ -196,7 +196,7 @@ def _labels(text: str | None) -> list[Any] | None:
     path = Path(text)
     if path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the labels in {path}: {error}.") from error
     elif path.suffix == ".txt" or "/" in text:

@@ -16,7 +16,7 @@ WORDS = """\b
 A task is one of:
   FOLDER or FILE       a folder with task.json, such a file, or what undiffuse self-bench wrote
   LAYOUT:FOLDER        a published benchmark as its authors lay it out; --layouts lists them
-  labelled:DATA        which class: labelled data; of what the model was trained on the part that was held out
+  labelled:DATA        which class: labelled data, cropped to the model's size; of its training data what was held out
   two-digits           pictures of two digits, made on the spot, for models trained on undiffuse's two digits
 """
 
@@ -39,10 +39,16 @@ def _open(word: str, found: Found) -> list[Task]:
     from undiffuse.analysis.compositionality.self_bench import read_self_bench
     from undiffuse.analysis.compositionality.task import FILE, read_task
     from undiffuse.analysis.compositionality.two_digits import two_digit_tasks
+    from undiffuse.errors import DataError
 
     path = Path(word).expanduser()
     if path.exists():
         is_many = path.is_dir() and not (path / FILE).is_file() and any(path.glob(f"*/{FILE}"))
+        if path.is_dir() and not is_many and not (path / FILE).is_file():
+            raise DataError(
+                f"{word} holds no {FILE}, so it is no task; say {LABELLED}:{word} for pictures in folders of classes, "
+                f"LAYOUT:{word} for a published benchmark."
+            )
         return read_self_bench(path) if is_many else [read_task(path)]
     if word == TWO_DIGITS:
         return [*two_digit_tasks(), *two_digit_tasks(unseen=True)]

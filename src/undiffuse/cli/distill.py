@@ -37,7 +37,7 @@ Ctrl-C writes a checkpoint; the same command goes on from it.
 
 
 def distill(
-    model: Annotated[str, typer.Argument(help="The teacher: a run's folder, or a built-in model: digits.")],
+    model: Annotated[str, typer.Argument(help="The teacher: a run's folder, or a built-in model (digits, cifar10).")],
     keys: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]", help="Changes to the recipe.", show_default=False),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Seed
 
 EPILOG = """\b
 Examples:
@@ -18,7 +18,7 @@ Examples:
 
 
 def features(
-    model: Annotated[str, typer.Argument(help="A run's folder, a built-in model: digits, or a pipeline of diffusers.")],
+    model: ModelName,
     data: Annotated[
         str | None,
         typer.Argument(help="Data: a folder, an archive, an array, a built-in name.", show_default=False),

@@ -60,7 +60,7 @@ def interpolate(
     output = Output(json)
     numbers = _numbers(shares)
     found = find_model(model, device)
-    token_process(found.model)  # refuses before pictures are read
+    token_process(found.model, "interpolate")  # refuses before pictures are read
     one, other = (_item(found, words) for words in (first, second))
     with output.progress() as listener:
         made = mix(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from warnings import catch_warnings
 
 import typer
 
@@ -41,7 +42,10 @@ def learn_weights(
         str | None, typer.Option(help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Items of the task, chosen by the seed; default: all.", show_default=False)
+        int | None,
+        typer.Option(
+            "--limit", "-n", "--count", help="Items of the task, chosen by the seed; default: all.", show_default=False
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions computed at once; changes speed and memory only.")] = 256,
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("weights.json"),
@@ -53,19 +57,21 @@ def learn_weights(
 
     The file holds weights on log-SNR; bench-compose and classify take it as --weights, for any times and any model.
     """
-    from undiffuse.analysis.compositionality.learned import learn_on
+    from undiffuse.analysis.compositionality.learned import choose_shots, learn_on
     from undiffuse.analysis.compositionality.score import score_task
     from undiffuse.cli.compose_tasks import open_tasks
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
 
     output = Output(json)
-    polynomial = _degree(degree)
+    polynomial = _degree(degree, times)
     found = find_model(model, device)
     chosen = open_tasks([task], found, limit, seed)
     if len(chosen) != 1:
         names = ", ".join(part.name for part in chosen)
         raise ValueError(f"{task} holds {len(chosen)} tasks ({names}); name the folder of one.")
+    with catch_warnings(action="ignore"):  # said once, below
+        choose_shots(chosen[0], shots, test, seed)  # refuses before anything is scored
     with output.progress() as listener:
         errors = score_task(
             found.model,
@@ -93,12 +99,11 @@ def learn_weights(
     output.finish(f"The weights are in {path}", result)
 
 
-def _degree(word: str) -> int | str | None:
+def _degree(word: str, times: int) -> int | str | None:
     if word == "free":
         return None
     if word == "auto":
         return word
-    try:
+    if word.isdecimal() and int(word) < times:
         return int(word)
-    except ValueError:
-        raise ValueError(f"--degree {word!r} is unknown; give auto, free or a whole number.") from None
+    raise ValueError(f"--degree {word!r} is unknown; give auto, free or a whole number below --times {times}.")

@@ -51,7 +51,9 @@ Time = Annotated[
     typer.Option("--t", help="Time in [0, 1], 0 is clean; again for several.", show_default="0.1"),
 ]
 Draws = Annotated[int, typer.Option(help="Noise draws to average over; 8 is steadier than 1.")]
-Size = Annotated[int | None, typer.Option(help="Pixels at which the model sees pictures.", show_default=False)]
+Size = Annotated[
+    int | None, typer.Option(help="Pixels to which pictures are scaled, for all features but dino.", show_default=False)
+]
 Pca = Annotated[int, typer.Option(help="Dimensions of the co-PCA of wide diffusion layers; 0: none.")]
 Dino = Annotated[
     str | None,
@@ -300,7 +302,8 @@ def _match_all(
     from undiffuse.tasks.match.drawing import draw_flow
     from undiffuse.tasks.match.run import match_dense
 
-    found = match_dense(matcher, matcher.describe(src), matcher.describe(target), dst_mask=mask)
+    with output.progress() as listener:
+        found = match_dense(matcher, matcher.describe(src), matcher.describe(target), dst_mask=mask, listener=listener)
     files = {
         kind: stem.with_name(f"{stem.name}-flow.{ending}") for kind, ending in (("flow", "npy"), ("picture", "png"))
     }

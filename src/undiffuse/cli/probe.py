@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from undiffuse.cli.features import read_layers, read_times
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.cli.places import Found
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   undiffuse probe digits digits --out runs/digits-probe
-  undiffuse probe runs/photos labelled/ --layer up1.0 --t 0.1 --head attention
+  undiffuse probe runs/photos labelled/ --layer up1.0 --t 0.1 --head attention --head-option depth=1
   undiffuse probe runs/photos labelled/ --layer mid --layer up0.0 --t 0.05 --t 0.2 --head ridge
 """
 
 
 def probe(
-    model: Annotated[str, typer.Argument(help="A run's folder, a built-in model: digits, or a pipeline of diffusers.")],
+    model: ModelName,
     data: Annotated[str, typer.Argument(help="Data with labels: class folders, or an array with a label column.")],
     layer: Annotated[
         list[str] | None,
@@ -39,6 +40,15 @@ def probe(
     head: Annotated[
         str, typer.Option(help="ridge, logistic, knn, mlp on pooled features; cnn, attention on maps.")
     ] = "ridge",
+    head_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head-option",
+            metavar="NAME=VALUE",
+            help="More about the head: alpha=10, neighbours=9, rate=0.01, batch, width, depth, cells; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Draws of noise to average over.")] = 1,
     folds: Annotated[int, typer.Option(help="Folds of the search.")] = 3,
     epochs: Annotated[int, typer.Option(help="Passes over the items, of mlp, cnn and attention.")] = 30,
@@ -69,13 +79,15 @@ def probe(
     """
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
+    from undiffuse.config import resolve
     from undiffuse.tasks.features.few_labels import COUNTS
     from undiffuse.tasks.features.items import read_split
     from undiffuse.tasks.features.options import HeadOptions
     from undiffuse.tasks.features.study import COLUMNS, study_probe
 
     output = Output(json)
-    HeadOptions(head=head, epochs=epochs)  # type: ignore[arg-type]
+    options = asdict(resolve(HeadOptions, {"head": head, "epochs": epochs, "seed": seed}, head_option or []))
+    seed = options.pop("seed")
     found = find_model(model, device)
     learned, judged = read_split(found.model, data, _options(found, data, holdout, label), n=n, seed=seed)
     output.say(f"{len(learned)} items to learn from, {len(judged)} that judge")
@@ -94,8 +106,7 @@ def probe(
             baselines=baselines,
             batch_size=batch_size,
             listener=listener,
-            head=head,
-            epochs=epochs,
+            **options,
         )
     output.table(COLUMNS, study.table(), (1, 3, 4))
     written = _write(found, study, data, out if out is not None else found.home)

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run's folder, or a built-in model: digits.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run's folder, a built-in model (digits, cifar10), or a pipeline of diffusers.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and all else on stderr.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]

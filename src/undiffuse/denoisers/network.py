@@ -62,12 +62,12 @@ class NetworkDenoiser(Denoiser):
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
         """Run the backbone once and read the posterior mean off its prediction."""
-        level, *found = self.process.evaluate(self._key, self._conversion, t)
+        _, *found = self.process.evaluate(self._key, self._conversion, t)
         scale, skip, out = (fit(c, x) for c in found)
         dtype = _dtype(self.backbone, x)
         if cond is not None and cond.estimate is not None:
             cond = replace(cond, estimate=(cond.estimate / self.data_std).to(dtype))
-        heads = self.backbone(scaled(scale, self.seen(x, t, cond)).to(dtype), expand_time(level, x).to(dtype), cond)
+        heads = self.backbone(scaled(scale, self.seen(x, t, cond)).to(dtype), self.noise_level(t, x).to(dtype), cond)
         heads = dict(heads) if isinstance(heads, dict) else {"out": heads}
         raw = heads.pop("out").to(x.dtype)
         return Posterior(Affine(skip, out).mean(x, raw), raw=raw, extras=heads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsInt
 
 import torch
 from torch import Tensor
@@ -130,6 +130,9 @@ def _labels(name: str, value: Any, n: int, classes: tuple[str, ...]) -> Tensor:
 
 def _number(name: str, value: Any, classes: tuple[str, ...]) -> int:
     if not isinstance(value, str):
+        whole = isinstance(value, SupportsInt) and int(value) == value
+        if not whole:
+            raise ValueError(f"{name} {value!r} is no class; give a name, or a number from 0 to {len(classes) - 1}.")
         return int(value)
     if value in classes:
         return classes.index(value)

@@ -261,7 +261,8 @@ def gaps(digits: _Digits) -> Part:
         title="The domain gap",
         text="Frechet distance of the features of an independent classifier to those of own generations (between two "
         f"halves of these: {found[0][1].frechet_floor:.2f}), the ratio of true-class errors, what {shots} shots win, "
-        "and what the best single time tells: its accuracy and its margin over the margin's standard deviation.",
+        "and what the best single time tells: its accuracy on the items that it is chosen by, and its margin over the "
+        "margin's standard deviation.",
         columns=("domain", "Frechet", "error ratio", "won", "best t", "accuracy there", "margin / s.d."),
         rows=rows,
         numeric=range(1, 7),

@@ -33,7 +33,8 @@ def restoration_section(result: RestoreResult, before: Tensor | None, operator: 
     caption = f"measured, mean of {len(result.samples)} samples, its uncertainty (white: {_unit(result.std.max()):.3f})"
     section.picture(strip(result, before), caption if before is not None else caption.removeprefix("measured, "))
     shown = result.samples[:_SAMPLES, 0]
-    section.picture(image_grid(shown.float(), columns=min(_SAMPLES, len(shown))), "samples: each fits the measurement")
+    fits = "samples" if result.warnings else "samples: each fits the measurement"
+    section.picture(image_grid(shown.float(), columns=min(_SAMPLES, len(shown))), fits)
     for name, drawn in learned_pictures(result).items():
         section.picture(drawn, f"{name} found beside the picture, mean of the samples; white is its largest value")
     return section.pairs(figures(result, operator)).text(

@@ -208,8 +208,8 @@ def choose_method(
     return method, why
 
 
-def token_process(model: Model) -> CategoricalProcess:
-    """Return the process of a model of tokens.
+def token_process(model: Model, task: str = "inpaint") -> CategoricalProcess:
+    """Return the process of a model of tokens, which `task` needs.
 
     Raises:
         ValueError: It is continuous.
@@ -218,9 +218,12 @@ def token_process(model: Model) -> CategoricalProcess:
     if isinstance(process, CategoricalProcess):
         return process
     through = ", through a codec without a codebook" if model.codec is not None else ""
+    found = f"this model is continuous ({model.spec.kind} data{through})"
+    if task != "inpaint":
+        raise ValueError(f"{task} mixes tokens, and {found}; train one of tokens: of pictures --recipe vq-image.")
     raise ValueError(
-        f"inpaint completes tokens, and this model is continuous ({model.spec.kind} data{through}); use ud.restore "
-        "with a mask as the operator: undiffuse restore MODEL IMAGE --mask M.png."
+        f"inpaint completes tokens, and {found}; use ud.restore with a mask as the operator: undiffuse restore MODEL "
+        "IMAGE --mask M.png."
     )
 
 

@@ -66,7 +66,8 @@ def interpolate(
         ValueError: The model has no tokens or reads from left to right, an item does not fit it, or a number is out of
             range.
     """
-    process, numbers = token_process(model), [shares] if isinstance(shares, (int, float)) else list(shares)
+    process = token_process(model, "interpolate")
+    numbers = [shares] if isinstance(shares, (int, float)) else list(shares)
     _check(model, numbers, t, samples, steps, options)
     model, first, second = _tokens(model, a, b)
     process.check_data(torch.stack((first, second)))

@@ -194,6 +194,11 @@ def test_probabilities_know_temperature_and_figures_know_the_truth(hard: tuple[M
     assert found.to_json(errors=True)["table"]["dims"] == DIMS
     with pytest.raises(ValueError, match="temperature"):
         found.probabilities(0.0)
+    for said in (found.accuracy, found.confusion):
+        with pytest.raises(ValueError, match=r"labels have shape .* give one each"):
+            said(truth[:, None])
+        with pytest.raises(ValueError, match=r"outside 0 to 5"):
+            said(truth + COUNT)
 
 
 # -- what is refused --------------------------------------------------------------------------------
@@ -239,6 +244,7 @@ def test_one_candidate_is_the_answer_with_a_warning(hard: tuple[MixtureDenoiser,
         ({"condition": "lable"}, "Did you mean 'label'"),
         ({"samples": (8, 4), "keep": (2, 1)}, "rise"),
         ({"samples": 0}, "rise"),
+        ({"samples": 2.5}, "whole number"),
         ({"samples": (4, 8), "keep": (2, 3)}, "must not rise"),
         ({"samples": (4, 8), "keep": (3, 2)}, "end in 1"),
         ({"samples": (4, 8), "keep": 1}, "as long as each other"),
@@ -255,6 +261,8 @@ def test_one_candidate_is_the_answer_with_a_warning(hard: tuple[MixtureDenoiser,
         ({"sample": 4}, "unknown option"),
         ({"method": "vlb"}, "choose one of errors, ode, elbo"),
         ({"method": "ode", "loss": "l1"}, "loss does not belong"),
+        ({"method": "ode", "order": "reference"}, "order does not belong"),
+        ({"method": "ode", "cond": {"label": [0]}}, "given in cond and by the candidates"),
         ({"likelihood": {}}, "method='ode'"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import undiffuse as ud
 from undiffuse.data.keypoint_pairs import KeypointPair
+from undiffuse.events import Advanced, Finished, Started
 from undiffuse.tasks.match import Matcher, MatchOptions, draw_matches, transfer
 from undiffuse.tasks.match.drawing import draw_flow
 
@@ -85,8 +87,10 @@ def test_the_dense_match_of_a_picture_with_itself_is_the_identity(model: ud.Mode
 
 def test_dense_and_points_agree_where_every_pixel_is_a_cell():
     a, b = photo(12, 12, 1), photo(12, 12, 1, seed=3)
-    dense = ud.match_dense(None, a, b, features="patch")
+    events: list[object] = []
+    dense = ud.match_dense(None, a, b, features="patch", listener=events.append)
     assert dense.grid == (12, 12)
+    assert events == [Started("cells", 144, "cell"), Advanced("cells", 144), Finished("cells")]
     points = torch.tensor([[0.0, 0.0], [11.0, 3.0], [6.0, 7.0]])
     found = ud.match(None, a, points, b, features="patch")
     torch.testing.assert_close(dense.positions[points[:, 1].long(), points[:, 0].long()], found.positions)
@@ -162,6 +166,13 @@ def test_the_bench_measures_pairs(model: ud.Model, tmp_path: Path):
         ud.bench_match(model, pairs, choices, draws=4)
     with pytest.raises(ValueError, match="size='box' is unknown"):
         ud.bench_match(model, pairs, choices, size_of="box")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mutual and ratio would drop points"):
+        ud.bench_match(model, pairs, choices, mutual=True, ratio=0.9)
+    assert found.settings["data"] == "pairs that were given"
+    edge = replace(pairs[0], src_points=np.array([[30.0, 20]]), dst_points=np.array([[29.0, 19]]))  # counted from 1
+    assert ud.bench_match(model, [edge], {"patch": choices["patch"]}, resamples=10).rows[0].value.value == 1.0
+    with pytest.raises(ValueError, match="1 of 1 points lie outside"):
+        ud.bench_match(model, [replace(edge, src_points=np.array([[31.0, 3]]))], choices, resamples=10)
     mixed = {"diffusion": {"features": "diffusion"}, "patch": {"features": "patch"}}
     read = ud.bench_match(model, pairs[:1], mixed, draws=2, patch=7, resamples=10).settings
     assert (read["diffusion"]["diffusion"]["draws"], read["patch"]["patch"]["side"]) == (2, 7)
@@ -175,8 +186,6 @@ def test_dropped_matches_are_drawn_grey(model: ud.Model):
     drawn = draw_matches(a, a, found, side=80)
     assert drawn.shape == (80, 184, 3)
     assert (drawn.max(axis=2) - drawn.min(axis=2)).max() > 100  # coloured lines over grey pictures
-    from dataclasses import replace
-
     dropped = draw_matches(a, a, replace(found, kept=torch.zeros(2, dtype=torch.bool)), side=80)
     assert (dropped.max(axis=2).astype(int) - dropped.min(axis=2)).max() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,36 @@ def test_files_are_described_once(model: ud.Model, tmp_path: Path, monkeypatch: 
     first = matcher.describe(tmp_path / "a.png")
     assert matcher.describe(str(tmp_path / "a.png")) is first
     assert matcher.describe(pixels) is not first  # arrays may change
+    write_image(tmp_path / "a.png", 255 - pixels)
+    os.utime(tmp_path / "a.png", ns=(0, 0))  # as files do
+    assert not torch.equal(matcher.describe(tmp_path / "a.png").picture.pixels, first.picture.pixels)
+
+
+def test_co_pca_is_of_diffusion_features_alone(model: ud.Model):
+    picture = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = MatchOptions(features=("diffusion", "patch"), layers=("mid",), pca=16, patch=5, size=16)
+    matcher = Matcher(model, options)
+    cells, _ = matcher.pair(*(matcher.describe(picture) for _ in range(2)))
+    assert cells.vectors.shape[1] == 16 + 25
+    wide = Matcher(None, MatchOptions(features=("patch",), patch=11))  # 363 numbers, more than the usual 256
+    assert wide.pair(*(wide.describe(picture) for _ in range(2)))[0].vectors.shape[1] == 363
+
+
+def test_a_size_counts_without_a_model():
+    matcher = Matcher(None, MatchOptions(features=("patch", "position"), size=(6, 12)))
+    assert matcher.ratio == 0.5
+    cells, _ = matcher.pair(*(matcher.describe(torch.zeros(3, 20, 20)) for _ in range(2)))
+    assert cells.grid == (6, 12)
+    with pytest.raises(ValueError, match="size=64 has no use with the feature dino alone; use dino_size"):
+        MatchOptions(features=("dino",), dino="somewhere", size=64)
+
+
+def test_a_layer_without_places_is_refused(model: ud.Model, monkeypatch: pytest.MonkeyPatch):
+    from undiffuse.tasks.features.encoder import FeatureEncoder
+
+    monkeypatch.setattr(FeatureEncoder, "layers", property(lambda self: {"mid": (64, 1)}))
+    with pytest.raises(ValueError, match="layers mid give no maps"):
+        Matcher(model, MatchOptions(layers=("mid",)))
 
 
 def test_raw_patches_and_positions_by_hand():
@@ -172,6 +203,26 @@ def test_what_is_no_dino_is_refused(tmp_path: Path):
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot read DINO|is a bert network; expected vit or dinov2"):
         DinoFeatures(str(tmp_path), 56)
+
+
+@pytest.mark.slow
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("transformers")
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def unreachable(url: str, **_: object) -> None:
+        asked.append(url)
+        raise RuntimeError("no way there\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    with pytest.raises(CheckpointError, match=r"'nobody/no-such-dino' \(no way there\); give a folder"):
+        DinoFeatures("nobody/no-such-dino", 56)
+    assert len(asked) == 1
+    with pytest.raises(CheckpointError, match="give a folder"):
+        DinoFeatures("./no-such-folder", 56)
+    assert len(asked) == 1
 
 
 @pytest.mark.slow

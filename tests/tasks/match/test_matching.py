@@ -108,3 +108,15 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     parts = find_matches(a, b, EVERY, method="window", window=2)
     for name, value in vars(whole).items():
         torch.testing.assert_close(getattr(parts, name), value)
+
+
+def test_a_chunk_is_done_with_before_the_next_begins(monkeypatch: pytest.MonkeyPatch):
+    from undiffuse.tasks.match import matching
+
+    heard: list[str] = []
+    around = matching._around
+    monkeypatch.setattr(matching, "_CHUNK", 36 * 18)
+    monkeypatch.setattr(matching, "_around", lambda *given: heard.append("asked") or around(*given))
+    a, b = cells(random_maps(3)), cells(random_maps(4))
+    find_matches(a, b, EVERY, listener=lambda event: heard.append(type(event).__name__))
+    assert heard == ["Started", "asked", "Advanced", "asked", "Advanced", "Finished"]

@@ -16,6 +16,7 @@ from undiffuse.noise import InjectedNoise, KeyedNoise
 from undiffuse.operators.diagonal import Diagonal, Mask
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
+from undiffuse.process.registry import make_schedule
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.plan import Stage
@@ -177,3 +178,20 @@ def test_snips_ends_with_an_answer_near_the_posterior() -> None:
     std = exact.variance[0].sqrt()
     assert ((found.x.mean(0) - exact.mean[0]).abs() < (0.1 + 5 / rows**0.5) * std).all()
     assert (found.x.var(0) / std**2 - 1).abs().max() < 0.35
+
+
+def test_snips_begins_at_a_finite_level_where_alpha_vanishes_at_1() -> None:
+    """The cosine schedule has alpha(1) = 0; a flat prior of variance 1 and a measurement of variance 1 give y / 2."""
+    process = GaussianProcess(make_schedule("cosine"))
+    white = GaussianDenoiser(torch.zeros(2), torch.eye(2), process)
+    rows, y = 1000, torch.tensor([2.0, -1.0], dtype=torch.float64)
+    told = Problem(
+        denoiser=white,
+        y=y.expand(rows, 2),
+        operator=Diagonal((2,), torch.ones(2, dtype=torch.float64)),
+        noise_std=1.0,
+        shape=(2,),
+        dtype=torch.float64,
+    )
+    found = make_restorer("snips").solve(told, KeyedNoise(0, range(rows)), 40)
+    assert ((found.x.mean(0) - y / 2).abs() < (0.1 + 5 / rows**0.5) * 0.5**0.5).all()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from undiffuse.analysis.compositionality.measures import McNemar, Share, chosen_right, mcnemar, share
 from undiffuse.analysis.compositionality.score import TaskErrors
+from undiffuse.analysis.compositionality.task import Task
 from undiffuse.distillation.own_adam import OwnAdam
 from undiffuse.noise import permutation
 from undiffuse.tasks.classify.weights import TimeWeights
@@ -55,8 +56,10 @@ def learn_weights(
 
     Raises:
         ValueError: Shapes or answers that do not fit, errors of the right candidate that are not numbers, or errors
-            that are the same for all candidates.
+            that are the same for all candidates; a negative `ridge`.
     """
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge={ridge} must be 0 or more; 0.1 pulls gently towards equal weights.")
     z, where = _centred(errors, answers)
     basis = _basis(half_logsnr, _degree(degree, len(z), z.shape[2]))
     scale = _SHARPNESS / float(z[where].std())
@@ -192,11 +195,7 @@ def learn_on(
         ValueError: Too few items, or shots that all have one class where all items choose among the same.
     """
     errors, answers = found.choices()
-    held_out, rest = split_items(len(found.task), test, seed)
-    chosen = _shots(rest, shots, seed, draw)
-    _check_classes(
-        found.task.shares_candidates, [found.task.answers[i] for i in chosen], len(found.task.items[0].texts)
-    )
+    held_out, chosen = choose_shots(found.task, shots, test, seed, draw)
     twice = found.task.type == "pair"
     learn_rows, test_rows = _rows(chosen, twice), _rows(held_out, twice)
     weights = learn_weights(
@@ -213,6 +212,20 @@ def learn_on(
         learned=share(after),
         paired=mcnemar(before, after),
     )
+
+
+def choose_shots(
+    task: Task, shots: int | None, test: float, seed: int = 0, draw: int = 0
+) -> tuple[list[int], list[int]]:
+    """Return the items of a task that are held out, and those that are learned from; see `learn_on`.
+
+    Raises:
+        ValueError: Too few items, or shots that all have one class where all items choose among the same.
+    """
+    held_out, rest = split_items(len(task), test, seed)
+    chosen = _shots(rest, shots, seed, draw)
+    _check_classes(task.shares_candidates, [task.answers[i] for i in chosen], len(task.items[0].texts))
+    return held_out, chosen
 
 
 def split_items(count: int, test: float, seed: int) -> tuple[list[int], list[int]]:
@@ -243,7 +256,7 @@ def _check_classes(shared: bool, answers: Sequence[int], classes: int) -> None:
     if len(set(answers)) < 2:
         raise ValueError(f"all {len(answers)} shots are of one class; take more, or another seed.")
     if len(answers) < classes:
-        warnings.warn(f"{len(answers)} shots for {classes} classes; weights may fit the classes seen.", stacklevel=3)
+        warnings.warn(f"{len(answers)} shots for {classes} classes; weights may fit the classes seen.", stacklevel=4)
 
 
 def _rows(items: Sequence[int], twice: bool) -> list[int]:

@@ -42,7 +42,11 @@ def _load(task: Task, image: Picture | int, spec: DataSpec, resize: Resize | Non
     if not path.is_file():
         raise DataError(f"task {task.name} names {path}, which is not there.")
     if path.suffix == ".npy":
-        return _checked(torch.from_numpy(np.load(path, allow_pickle=False)), str(path), spec)
+        try:
+            values = torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as an array of numbers; write it anew.") from error
+        return _checked(values, str(path), spec)
     return _decode(path, image, spec, resize)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -135,6 +135,8 @@ def score_task(
     """
     if distance not in ("mse", "norm"):
         raise ValueError(f"distance={distance!r} is unknown; use mse or norm.")
+    if resize is not None and resize not in get_args(Resize):
+        raise ValueError(f"resize={resize!r} is unknown; use {', '.join(get_args(Resize))}.")
     if distance == "norm" and options.get("loss", "l2") != "l2":
         raise ValueError(f"distance='norm' is the root of squares; leave loss={options['loss']!r} out.")
     wanted = task.type != "image_to_text" if contrast is None else contrast

@@ -215,10 +215,12 @@ def read_verdicts(path: Path) -> dict[str, bool]:
     try:
         with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
             return {row["file"]: row["correct"].strip().lower() in ("1", "true", "yes") for row in csv.DictReader(file)}
-    except (OSError, KeyError, AttributeError) as error:
+    except OSError as error:
         raise DataError(
-            f"{path} is no filter ({error!r}); expected a CSV file with the columns file and correct."
+            f"{path} is no filter ({error.strerror}); say classifier, or a CSV file with the columns file and correct."
         ) from error
+    except (KeyError, AttributeError) as error:
+        raise DataError(f"{path} lacks the columns file and correct, or a value of them.") from error
 
 
 def classifier_filter(classifier: Any, classes: Sequence[str]) -> Callable[[Tensor, Sequence[Prompt]], Tensor]:

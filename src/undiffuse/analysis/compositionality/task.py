@@ -38,10 +38,17 @@ class Picture:
     Args:
         file: Its path, relative to the folder of the task, or absolute.
         box: (left, top, right, bottom) in pixels, where only a part of it counts.
+
+    Raises:
+        ValueError: A box without an inside.
     """
 
     file: str
     box: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.box is not None and not _has_inside(self.box):
+            raise ValueError(f"the box {self.box} of {self.file} is not left, top, right and bottom in whole pixels.")
 
     def to_json(self) -> Any:
         """Return it as the task's file has it."""
@@ -89,14 +96,17 @@ class Item:
             "pair": (images == texts == 2, "2 pictures and 2 texts"),
             "bias": (images >= 2 and texts >= 2, "2 pictures and 2 texts, or more"),
         }
+        strange = next((text for text in self.texts if not isinstance(text, str | Mapping)), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r} is no text; a text is a string, or conditions by name.")
         fits, words = expected[self.type]
         if not fits:
             raise ValueError(
                 f"an item of type {self.type} has {images} picture(s) and {texts} text(s); it needs {words}."
             )
-        if self.type != "bias" and not 0 <= self.answer < self.candidates:
+        if self.type != "bias" and not (isinstance(self.answer, int) and 0 <= self.answer < self.candidates):
             raise ValueError(
-                f"answer={self.answer} is out of range; the item has {self.candidates} candidates, from 0."
+                f"answer={self.answer!r} is out of range; the item has {self.candidates} candidates, from 0."
             )
         if self.type == "bias":
             self._check_groups()
@@ -136,9 +146,15 @@ class Item:
         return cls(**values)
 
 
+def _has_inside(box: Sequence[Any]) -> bool:
+    return len(box) == 4 and all(isinstance(edge, int) for edge in box) and box[0] < box[2] and box[1] < box[3]
+
+
 def _picture(given: Any) -> Picture | int:
     if isinstance(given, int | str):
         return given if isinstance(given, int) else Picture(given)
+    if not isinstance(given, Mapping) or not {"file"} <= set(given) <= {"file", "box"}:
+        raise ValueError(f"{given!r} is no picture; expected a file name, or an object with file and box.")
     return Picture(given["file"], tuple(given["box"]) if given.get("box") else None)
 
 

@@ -93,6 +93,8 @@ def usual_rounds(
         ValueError: See `Rounds`.
     """
     total = 40 if samples is None else samples
+    if not isinstance(total, int | tuple):
+        raise ValueError(f"samples={samples} must be a whole number of times, or one for each round.")
     if keep is not None:
         kept = (keep,) if isinstance(keep, int) else tuple(keep)
         counts = (total,) if isinstance(total, int) else tuple(total)

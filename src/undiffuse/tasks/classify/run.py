@@ -91,8 +91,8 @@ def classify(
     if likelihood is not None:
         raise ValueError("likelihood holds options of method='ode' or 'elbo'; name one of these, or leave it out.")
     chosen = error_options(options)
-    counts = samples if samples is None or isinstance(samples, int) else tuple(samples)
-    kept = keep if keep is None or isinstance(keep, int) else tuple(keep)
+    counts = tuple(samples) if isinstance(samples, Sequence) else samples
+    kept = tuple(keep) if isinstance(keep, Sequence) else keep
     plan = partial(usual_rounds, samples=counts, keep=kept, order=order, race=race)
     total = plan(2).samples[-1]  # refuses rounds that are none before anything is encoded
     spacing = "logsnr" if isinstance(weight, str) and weight == "elbo" else "t"

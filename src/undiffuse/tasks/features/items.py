@@ -41,8 +41,8 @@ class LabelledItems:
 def number_items(x: Tensor) -> Tensor:
     """Return a number for each item of x (n, *) that its content decides, int64 (n,), to key its noise.
 
-    Counted from 0, the items that judge would meet the noise of those that were learned from, and with much noise a head
-    would know them by it.
+    Counted from 0, the items that judge would meet the noise of those that were learned from, and with much noise a
+    head would know them by it.
     """
     values = x.detach().cpu().flatten(1)
     rows = (values.float() if values.is_floating_point() else values).contiguous().numpy()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undiffuse.events import Listener, silent
 from undiffuse.models.model import Model
 from undiffuse.tasks.match.frame import Frame, Picture, read_mask, read_picture
 from undiffuse.tasks.match.fusion import fuse, join, reduce_pair, resize
@@ -100,10 +101,18 @@ class Matcher:
             both.append(Cells(vectors, found.frame, grid, allowed))
         return both[0], both[1]
 
-    def find(self, src: Cells, dst: Cells, queries: Tensor) -> Found:
+    def find(self, src: Cells, dst: Cells, queries: Tensor, listener: Listener = silent) -> Found:
         """Match cells of the source, by the method of the options."""
         how = self.options
-        return find_matches(src, dst, queries, method=how.method, temperature=how.temperature, window=how.window)
+        return find_matches(
+            src,
+            dst,
+            queries,
+            method=how.method,
+            temperature=how.temperature,
+            window=how.window,
+            listener=listener,
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return what matches depend on, as plain JSON."""

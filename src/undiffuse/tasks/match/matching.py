@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.tasks.match.frame import Frame
 
 _CHUNK = 1 << 22  # similarities held at once
@@ -58,7 +59,14 @@ class Found:
 
 
 def find_matches(
-    src: Cells, dst: Cells, queries: Tensor, *, method: str = "nearest", temperature: float = 0.04, window: int = 7
+    src: Cells,
+    dst: Cells,
+    queries: Tensor,
+    *,
+    method: str = "nearest",
+    temperature: float = 0.04,
+    window: int = 7,
+    listener: Listener = silent,
 ) -> Found:
     """Match cells of a source with those of a target, in chunks that bound the memory.
 
@@ -73,6 +81,7 @@ def find_matches(
         method: "nearest", "soft-argmax" or "window".
         temperature: Of the softmax, above 0.
         window: Cells on each side.
+        listener: Hears how many queries are answered.
 
     Raises:
         ValueError: No cell of the target is allowed.
@@ -81,12 +90,32 @@ def find_matches(
     """
     if not bool(dst.allowed.any()):
         raise ValueError("the mask leaves no cell of the target to match with; give a larger mask.")
-    parts = []
+    found, done = _room(len(queries), src.vectors), 0
+    listener(Started("cells", len(queries), "cell"))
     for rows in queries.split(max(1, _CHUNK // max(len(src.vectors), len(dst.vectors)))):
         similarity = src.vectors[rows] @ dst.vectors.T
         similarity[:, ~dst.allowed] = -torch.inf
-        parts.append(_of_chunk(similarity, src, dst, method, temperature, window))
-    return Found(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        values = _of_chunk(similarity, src, dst, method, temperature, window)
+        for whole, part in zip(vars(found).values(), values, strict=True):
+            whole[done : done + len(rows)] = part
+        done += len(rows)
+        listener(Advanced("cells", done))
+    listener(Finished("cells"))
+    return found
+
+
+def _room(count: int, like: Tensor) -> Found:
+    """Return room for the answers to all queries. Made piece by piece they would lie between the chunks in memory, and
+    keep the freed ones from being used again.
+    """
+    return Found(
+        positions=like.new_empty(count, 2, dtype=torch.float64),
+        cells=like.new_empty(count, dtype=torch.int64),
+        similarity=like.new_empty(count),
+        confidence=like.new_empty(count),
+        ratio=like.new_empty(count),
+        back=like.new_empty(count, dtype=torch.int64),
+    )
 
 
 def _of_chunk(
@@ -94,7 +123,8 @@ def _of_chunk(
 ) -> Iterator[Tensor]:
     """Yield the fields of `Found` for similarities (m, N)."""
     top, best = similarity.max(dim=1)
-    share = torch.softmax(similarity.double() / temperature, dim=1)
+    exact = similarity if method == "nearest" else similarity.double()  # of positions; a confidence needs less
+    share = torch.softmax(exact / temperature, dim=1)
     near = _around(best, dst.grid, _NEAR)
     if method == "nearest":
         yield dst.centres[best]
@@ -112,10 +142,10 @@ def _of_chunk(
 
 def _around(cells: Tensor, grid: tuple[int, int], reach: int) -> Tensor:
     """Return which cells of a grid lie at most `reach` rows and columns from each of `cells`, bool (m, N)."""
-    number = torch.arange(grid[0] * grid[1], device=cells.device)
-    row, column = number // grid[1], number % grid[1]
+    row, column = (torch.arange(n, device=cells.device) for n in grid)
     rows = (row - cells[:, None] // grid[1]).abs() <= reach
-    return rows & ((column - cells[:, None] % grid[1]).abs() <= reach)
+    columns = (column - cells[:, None] % grid[1]).abs() <= reach
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
 def _distance(similarity: Tensor) -> Tensor:

@@ -68,18 +68,25 @@ def transfer(
 
 
 def match_dense(
-    model: Model | Matcher | None, src: Any, dst: Any, *, dst_mask: Any = None, **options: Any
+    model: Model | Matcher | None,
+    src: Any,
+    dst: Any,
+    *,
+    dst_mask: Any = None,
+    listener: Listener = silent,
+    **options: Any,
 ) -> DenseMatch:
     """Match every pixel of one picture with another.
 
     Cells are matched, and their displacements are interpolated between the centres (bilinear); `grid` makes the cells
-    finer. Arguments and errors as for `match`; `mutual` and `ratio` drop nothing here, see `DenseMatch.mutual`.
+    finer. Arguments and errors as for `match`, and `listener` hears about progress; `mutual` and `ratio` drop nothing
+    here, see `DenseMatch.mutual`.
     """
     matcher = make_matcher(model, options)
     described = matcher.describe(src, "the source"), matcher.describe(dst, "the target")
     a, b = matcher.pair(*described, dst_mask)
     queries = a.allowed.nonzero().flatten()
-    found = matcher.find(a, b, queries)
+    found = matcher.find(a, b, queries, listener)
     values = torch.zeros(len(a.allowed), 3, dtype=torch.float64)
     values[queries, :2] = found.positions - a.centres[queries]
     values[queries, 2] = found.confidence.double()

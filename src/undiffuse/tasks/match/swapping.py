@@ -66,9 +66,9 @@ def swap(
 ) -> Swap:
     """Fill the object of one picture with the corresponding pixels of another's.
 
-    Every pixel in `src_mask` takes the colour of its match within `dst_mask`. Then the composite is noised to the time
-    `strength` and denoised again; what lies outside the mask is held at the noise level of the rest (`Replacement`) and
-    is the source's in the end, bit for bit.
+    Every pixel in `src_mask` takes the colour at its place by `match_dense`, whose cells match within `dst_mask`. Then
+    the composite is noised to the time `strength` and denoised again; what lies outside the mask is held at the noise
+    level of the rest (`Replacement`) and is the source's in the end, bit for bit.
 
     Args:
         model: A model of images, for the features and for refining; None: features without one, and no refining.
@@ -97,7 +97,7 @@ def swap(
     matcher = make_matcher(matcher or model, options)
     a, b = matcher.describe(src, "the source"), matcher.describe(dst, "the target")
     inside = read_mask(src_mask, a.picture.size, "the source's mask")
-    dense = match_dense(matcher, a, b, dst_mask=dst_mask)
+    dense = match_dense(matcher, a, b, dst_mask=dst_mask, listener=listener)
     channels = max(a.picture.pixels.shape[0], b.picture.pixels.shape[0])
     own, other = a.picture.channels(channels), b.picture.channels(channels)
     pasted = torch.where(inside, _sampled(other, dense.positions), own)

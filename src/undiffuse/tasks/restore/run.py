@@ -285,8 +285,8 @@ def _missed(result: RestoreResult) -> list[str]:
     if not noise or worst < _MISSED * noise:
         return []
     return [
-        f"the answers miss the measurement by {worst:.3g}, {worst / noise:.0f} times its noise ({noise:.3g}): take "
-        f"more steps or another method."
+        f"the answers miss the measurement by {worst:.3g} in model units, {worst / noise:.0f} times its noise "
+        f"({noise:.3g}): take more steps or another method."
     ]
 
 

@@ -6,7 +6,7 @@ coefficient, z is the clean coefficient with noise of variance S^2, and the nois
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -123,7 +123,9 @@ class SNIPSRestorer(Restorer):
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down the levels."""
-        grid = grid_of(problem, steps, self.grid)
+        # The first level must be finite, and sigma / alpha is not where alpha(1) = 0.
+        highest = min(problem.t_start, process_of(problem).schedule.t_max)
+        grid = grid_of(replace(problem, t_start=highest), steps, self.grid)
         solver = SpectralLangevin(
             operator=cast(SVDOperator, problem.operator),
             y=problem.y,

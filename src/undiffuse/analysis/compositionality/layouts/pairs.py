@@ -16,7 +16,7 @@ from undiffuse.analysis.compositionality.layouts.files import (
     rows,
     task,
 )
-from undiffuse.analysis.compositionality.task import Item, Picture, Task
+from undiffuse.analysis.compositionality.task import Item, Picture, Task, read_json
 from undiffuse.images.read import PICTURE_SUFFIXES
 
 _SPEC = {
@@ -166,8 +166,8 @@ def svo(folder: Path) -> list[Task]:
 
 def mm_bias(folder: Path) -> list[Task]:
     """MMBias: groups of people against pleasant and unpleasant phrases; an item per kind of group."""
-    phrases = rows(need(folder, "textual_phrases.txt"))
-    pleasant, unpleasant = phrases[0], phrases[1]
+    phrases = read_json(need(folder, "textual_phrases.txt"))
+    pleasant, unpleasant = phrases["pleasant_phrases"], phrases["unpleasant_phrases"]
     texts, sets = (*pleasant, *unpleasant), (0,) * len(pleasant) + (1,) * len(unpleasant)
     found = []
     for kind in sorted(path for path in need(folder, "data/Images", "Images").iterdir() if path.is_dir()):
