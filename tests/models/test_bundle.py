@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import undiffuse
 from tests.oracles.continuous import SCHEDULE_NAMES, process_of, spec_mixture
 from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
-from undiffuse.models.bundle import load
+from undiffuse.models.bundle import BUILTIN, load
 from undiffuse.models.folder import SCHEMA
 from undiffuse.models.model import Model
 from undiffuse.networks.build import build_network
@@ -114,6 +115,18 @@ def test_building_a_model_leaves_the_global_generator_alone(saved: Path) -> None
     before = torch.get_rng_state()
     load(saved)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_a_built_in_model_draws_pictures_and_states_its_figures(name: str) -> None:
+    model = load(name)
+    drawn = model.sample(2, steps=3, seed=0)
+    assert drawn.shape == (2, *model.spec.shape)
+    assert drawn.isfinite().all()
+    folder = Path(undiffuse.__file__).parent / "builtin" / name
+    assert (folder / "model.safetensors").stat().st_size < 12e6
+    assert json.loads((folder / "metrics.json").read_text())["rows"]
+    assert not Path(json.loads((folder / "config.json").read_text())["info"]["recipe"]["data"]["source"]).is_absolute()
 
 
 def test_a_bundle_holds_no_pickle_and_its_card_describes_it(saved: Path) -> None:

@@ -35,6 +35,7 @@ def test_an_unknown_paper_is_refused_with_the_nearest():
 def test_a_study_counts_what_reaches_what_is_asked():
     study = Study((part("one"), part("two", 3.0)), {"seed": 0})
     assert study.tally() == "1 of 2 figures that something is asked of reach it."
+    assert Study((), {}).tally() == "Nothing is asked of these figures."
     page = study.report("principles", PAPERS["principles"]).html()
     assert "short by 50.0 %" in page and "undiffuse papers principles" in page
     told = json.loads(json.dumps(study.to_json(), allow_nan=False))

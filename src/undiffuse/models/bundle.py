@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from undiffuse.models.model import Model
 
 
-BUILTIN = ("digits",)
+BUILTIN = ("digits", "cifar10")
 """Models shipped with the package, in its `builtin` folder."""
 
 

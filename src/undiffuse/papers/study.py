@@ -91,6 +91,8 @@ class Study:
     def tally(self) -> str:
         """Return one line: how many of the figures that something is asked of reach it."""
         asked = [measure.met for measure in self.measures if measure.met is not None]
+        if not asked:
+            return "Nothing is asked of these figures."
         return f"{sum(asked)} of {len(asked)} figures that something is asked of reach it."
 
 
