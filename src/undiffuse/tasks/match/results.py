@@ -41,7 +41,7 @@ class Matches:
     settings: dict[str, Any] = field(default_factory=dict)
 
     columns: ClassVar[tuple[str, ...]] = (
-        "point", "x", "y", "matched x", "matched y", "confidence", "similarity", "ratio", "cycle", "mutual", "kept",
+        "point", "x", "y", "matched_x", "matched_y", "confidence", "similarity", "ratio", "cycle", "mutual", "kept",
     )  # fmt: skip
 
     def __len__(self) -> int:
