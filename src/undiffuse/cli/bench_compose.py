@@ -85,7 +85,7 @@ def bench_compose(
     """
     from undiffuse.analysis.compositionality.bench import COLUMNS
     from undiffuse.analysis.compositionality.bench import bench_compose as measure
-    from undiffuse.analysis.compositionality.self_bench import fingerprint
+    from undiffuse.analysis.compositionality.own_generations import fingerprint
     from undiffuse.cli.compose_tasks import open_tasks
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model, safe_name
@@ -211,8 +211,8 @@ def _gaps(
 ) -> dict[str, Any]:
     """Print how far tasks with right answers lie from a model's own pictures, and return it."""
     from undiffuse.analysis.compositionality.gap import domain_gap
+    from undiffuse.analysis.compositionality.own_generations import joined, read_self_bench
     from undiffuse.analysis.compositionality.score import score_task
-    from undiffuse.analysis.compositionality.self_bench import joined, read_self_bench
 
     with output.progress() as listener:
         base = score_task(model, joined(read_self_bench(own)), listener=listener, **options)

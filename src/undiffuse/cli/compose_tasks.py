@@ -36,7 +36,7 @@ def open_tasks(words: Sequence[str], found: Found, limit: int | None, seed: int)
 
 def _open(word: str, found: Found) -> list[Task]:
     from undiffuse.analysis.compositionality.layouts.table import open_layout
-    from undiffuse.analysis.compositionality.self_bench import read_self_bench
+    from undiffuse.analysis.compositionality.own_generations import read_self_bench
     from undiffuse.analysis.compositionality.task import FILE, read_task
     from undiffuse.analysis.compositionality.two_digits import two_digit_tasks
     from undiffuse.errors import DataError

@@ -50,7 +50,7 @@ def self_bench(
     Writes pictures and a task for each kind of prompt; `undiffuse bench-compose` reads the folder. The same command
     goes on where it stopped.
     """
-    from undiffuse.analysis.compositionality.self_bench import self_bench as draw
+    from undiffuse.analysis.compositionality.own_generations import self_bench as draw
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model, safe_name
 
@@ -97,7 +97,7 @@ def _prompts(path: Path) -> list[Prompt]:
 
 def _filter(word: str | None, found: Found) -> Any:
     """Return the filter that a word means."""
-    from undiffuse.analysis.compositionality.self_bench import classifier_filter
+    from undiffuse.analysis.compositionality.own_generations import classifier_filter
 
     if word != "classifier":
         return word

@@ -17,9 +17,9 @@ from undiffuse.analysis.compositionality.gap import DomainGap, domain_gap
 from undiffuse.analysis.compositionality.labelled import DOMAINS, labelled_task, moved_task
 from undiffuse.analysis.compositionality.learned import LearnedWeights, learn_on, split_items
 from undiffuse.analysis.compositionality.measures import Share
+from undiffuse.analysis.compositionality.own_generations import classifier_filter, self_bench
 from undiffuse.analysis.compositionality.pictures import load_pictures
 from undiffuse.analysis.compositionality.score import TaskErrors, score_task
-from undiffuse.analysis.compositionality.self_bench import classifier_filter, self_bench
 from undiffuse.analysis.compositionality.task import Task
 from undiffuse.data import open_data, split
 from undiffuse.events import Listener, silent

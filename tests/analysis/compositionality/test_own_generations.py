@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.tasks.classify.oracles import gaussian_classes, log_joint
 from undiffuse.analysis.compositionality.bench import rows_of
+from undiffuse.analysis.compositionality.own_generations import cross_matrix, read_self_bench, self_bench
 from undiffuse.analysis.compositionality.prompts import Prompt, geneval_prompts, prompts_of, text_prompts
 from undiffuse.analysis.compositionality.score import score_task
-from undiffuse.analysis.compositionality.self_bench import cross_matrix, read_self_bench, self_bench
 from undiffuse.analysis.compositionality.task import read_task
 from undiffuse.errors import DataError, UndiffuseError
 from undiffuse.models.model import Model
