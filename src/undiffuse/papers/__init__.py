@@ -5,10 +5,10 @@ from undiffuse._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "PAPERS": "undiffuse.papers.catalogue",
-        "Paper": "undiffuse.papers.catalogue",
-        "Part": "undiffuse.papers.study",
-        "Study": "undiffuse.papers.study",
-        "find_paper": "undiffuse.papers.catalogue",
+        "PAPERS": "undiffuse.papers.catalogue:PAPERS",
+        "Paper": "undiffuse.papers.catalogue:Paper",
+        "Part": "undiffuse.papers.study:Part",
+        "Study": "undiffuse.papers.study:Study",
+        "find_paper": "undiffuse.papers.catalogue:find_paper",
     },
 )
