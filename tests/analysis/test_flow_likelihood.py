@@ -164,6 +164,7 @@ def test_the_density_of_scaled_data_gains_the_log_determinant() -> None:
 # -- Hutchinson ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_probes_agree_with_the_exact_divergence() -> None:
     """Each of 16 items within 3.5 standard errors (false alarm 0.7 %; fixed seed); one probe's error as in the spec."""
     mixture = spec_mixture(PROCESS)

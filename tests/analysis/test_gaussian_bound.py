@@ -38,6 +38,7 @@ def estimate(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), stratified_error(values)
 
 
+@pytest.mark.slow
 def test_under_an_exact_denoiser_the_continuous_bound_is_minus_log_p_of_every_item() -> None:
     """Within 3.5 standard errors for each of 16 items (false alarm 0.7 %; the seed is fixed), which are about right:
     the squares of the errors in their units average to 1 (chi-squared of 16). The decoder's slack is below

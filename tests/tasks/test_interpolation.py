@@ -58,11 +58,12 @@ def test_pictures_and_short_texts_are_mixed_too():
     model = pictures("absorbing")
     x = 255 * torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ends = ud.interpolate(model, x[0], x[1], [0.0, 1.0], t=0.0)
-    torch.testing.assert_close(ends[:, 0], model.decode(model.encode(x)))
+    tolerance = {"rtol": 1e-5, "atol": 1e-3}  # float32 of values up to 255, in batches of another size
+    torch.testing.assert_close(ends[:, 0], model.decode(model.encode(x)), **tolerance)
     whole = ud.interpolate(model, x[0], x[1], [0.2, 0.7], samples=3, steps=3, cond={"label": "x"}, seed=4)
     assert whole.shape == (2, 3, 1, 8, 8)
     parts = ud.interpolate(model, x[0], x[1], [0.2, 0.7], samples=3, steps=3, cond={"label": "x"}, seed=4, batch_size=2)
-    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(parts, whole, **tolerance)
     short = ud.interpolate(independent("absorbing"), "ab", "cb", 0.5, t=0.4, samples=DRAWN, batch_size=DRAWN, steps=2)[
         0
     ]

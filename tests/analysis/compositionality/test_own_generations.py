@@ -30,6 +30,7 @@ def model() -> Model:
     return Model(mixture, DataSpec(kind="vector", shape=(6,), classes=("a", "b", "c")))
 
 
+@pytest.mark.slow
 def test_the_exact_model_reads_its_own_items_as_bayes_does(model: Model, tmp_path: Path):
     """Generation by its own sampler, choice by the evidence bound: the Bayes accuracy, 120 items of each class.
 

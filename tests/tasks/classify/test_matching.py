@@ -83,6 +83,7 @@ def test_probabilities_are_fitted_by_one_number() -> None:
         fit_temperature(found, labels + 1)
 
 
+@pytest.mark.slow
 def test_an_estimator_that_learns_a_temperature_alone() -> None:
     pytest.importorskip("sklearn")
     from sklearn.base import clone
