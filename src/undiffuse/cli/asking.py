@@ -29,6 +29,13 @@ Conditions = Annotated[
         show_default=False,
     ),
 ]
+OneLabel = Annotated[
+    str | None, typer.Option("--label", help="Class by name or number; default: none.", show_default=False)
+]
+OneCondition = Annotated[
+    list[str] | None,
+    typer.Option("--cond", metavar="NAME=VALUE", help="A condition; as for undiffuse sample.", show_default=False),
+]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.compose_tasks import WORDS
+from undiffuse.cli.compose_tasks import WORDS, Grid, Limit, Questions, Resize, Template, Times
 from undiffuse.cli.shared import Device, Json, ModelName, Seed
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ Examples:
 def bench_compose(
     model: ModelName = "",
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, see below.", show_default=False)] = None,
-    times: Annotated[int, typer.Option(help="Noise levels at which each candidate is tried.")] = 30,
-    grid: Annotated[
-        str, typer.Option(help="Where they lie: uniform, logsnr, shifted (SD3), later or logit-normal.")
-    ] = "uniform",
+    times: Times = 30,
+    grid: Grid = "uniform",
     weights: Annotated[
         str, typer.Option(help="Of the times: uniform, elbo, x0, v, velocity, or a file of undiffuse learn-weights.")
     ] = "uniform",
@@ -46,19 +44,9 @@ def bench_compose(
             help="Subtract the error without a text; default: where pictures are compared.", show_default=False
         ),
     ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(help="Pictures of other sizes: crop, pad or stretch; default: refuse them.", show_default=False),
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", "-n", "--count", help="Items of each task, chosen by the seed; default: all.", show_default=False
-        ),
-    ] = None,
+    resize: Resize = None,
+    template: Template = None,
+    limit: Limit = None,
     interval: Annotated[str, typer.Option(help="Of 95 %: wilson or normal.")] = "wilson",
     compare: Annotated[
         Path | None,
@@ -68,7 +56,7 @@ def bench_compose(
         Path | None,
         typer.Option(help="Self-Bench of the model: how far the tasks lie from its own pictures.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions computed at once; changes speed and memory only.")] = 256,
+    batch_size: Questions = 256,
     layouts: Annotated[bool, typer.Option("--layouts", help="List the benchmarks that are read, and stop.")] = False,
     out: Annotated[
         Path | None,

@@ -1,15 +1,40 @@
-"""What a word of the command line means as tasks of matching."""
+"""What words of the command line mean as tasks of matching, and the options of the commands that ask them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from undiffuse.analysis.compositionality.task import Task
     from undiffuse.cli.places import Found
+
+Times = Annotated[int, typer.Option("--times", help="Noise levels at which each candidate is tried.")]
+Grid = Annotated[
+    str, typer.Option("--grid", help="Where they lie: uniform, logsnr, shifted (SD3), later or logit-normal.")
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        "--resize", help="Pictures of other sizes: crop, pad or stretch; default: refuse them.", show_default=False
+    ),
+]
+Template = Annotated[
+    str | None, typer.Option("--template", help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", "-n", "--count", help="Items of each task, chosen by the seed; default: all.", show_default=False
+    ),
+]
+Questions = Annotated[
+    int, typer.Option("--batch-size", help="Questions computed at once; changes speed and memory only.")
+]
 
 LABELLED, TWO_DIGITS = "labelled", "two-digits"
 WORDS = """\b

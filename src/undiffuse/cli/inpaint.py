@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.asking import Guidance, OneCondition, OneLabel
 from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
@@ -59,16 +60,9 @@ def inpaint(
     ] = None,
     paste: Annotated[bool, typer.Option(help="Pictures: put known pixels back, bit for bit.")] = True,
     rank: Annotated[bool, typer.Option("--rank", help="The likeliest completion first.")] = False,
-    label: Annotated[
-        str | None, typer.Option(help="Class by name or number; default: none.", show_default=False)
-    ] = None,
-    cond: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A condition; as for undiffuse sample.", show_default=False),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
-    ] = None,
+    label: OneLabel = None,
+    cond: OneCondition = None,
+    guidance: Guidance = None,
     out: Out = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Completions computed at once.")] = 256,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.asking import Guidance, OneCondition, OneLabel
 from undiffuse.cli.shared import Device, Json, Out, Seed
 
 if TYPE_CHECKING:
@@ -34,16 +35,9 @@ def interpolate(
     time: Annotated[float, typer.Option(help="Noise level of the mix: 0 draws nothing, 1 forgets both items.")] = 0.5,
     n: Annotated[int, typer.Option("-n", "--count", help="Items for each share.")] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps from there to data.")] = 32,
-    label: Annotated[
-        str | None, typer.Option(help="Class by name or number; default: none.", show_default=False)
-    ] = None,
-    cond: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A condition; as for undiffuse sample.", show_default=False),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
-    ] = None,
+    label: OneLabel = None,
+    cond: OneCondition = None,
+    guidance: Guidance = None,
     out: Out = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Items computed at once.")] = 256,

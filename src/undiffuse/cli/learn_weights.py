@@ -8,7 +8,7 @@ from warnings import catch_warnings
 
 import typer
 
-from undiffuse.cli.compose_tasks import WORDS
+from undiffuse.cli.compose_tasks import WORDS, Grid, Limit, Questions, Resize, Template, Times
 from undiffuse.cli.shared import Device, Json, ModelName, Seed
 
 EPILOG = f"""{WORDS}
@@ -30,24 +30,12 @@ def learn_weights(
         str, typer.Option(help="Of a polynomial in log-SNR, or free: one weight a time; auto: 3 below 50 shots.")
     ] = "auto",
     ridge: Annotated[float, typer.Option(help="Pull towards equal weights.")] = 0.1,
-    times: Annotated[int, typer.Option(help="Noise levels at which each candidate is tried.")] = 30,
-    grid: Annotated[
-        str, typer.Option(help="Where they lie: uniform, logsnr, shifted (SD3), later or logit-normal.")
-    ] = "uniform",
-    resize: Annotated[
-        str | None,
-        typer.Option(help="Pictures of other sizes: crop, pad or stretch; default: refuse them.", show_default=False),
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", "-n", "--count", help="Items of the task, chosen by the seed; default: all.", show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions computed at once; changes speed and memory only.")] = 256,
+    times: Times = 30,
+    grid: Grid = "uniform",
+    resize: Resize = None,
+    template: Template = None,
+    limit: Limit = None,
+    batch_size: Questions = 256,
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("weights.json"),
     seed: Seed = 0,
     device: Device = "auto",

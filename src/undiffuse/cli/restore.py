@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.asking import Guidance
 from undiffuse.cli.shared import Device, Json, ModelName, Seed
 
 if TYPE_CHECKING:
@@ -86,9 +87,7 @@ def restore(
             show_default=False,
         ),
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance scale; 1 is none.", show_default=False)
-    ] = None,
+    guidance: Guidance = None,
     start: Annotated[float, typer.Option(help="Time to begin at, from a rough answer: 0.3 is quicker than 1.")] = 1.0,
     tile: Annotated[
         int | None,
