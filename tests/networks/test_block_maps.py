@@ -18,6 +18,15 @@ def test_leading_tokens_are_cut_off_and_rows_come_first(patch: int, leading: int
     assert torch.equal(found[1, 2].flatten(), grid)
 
 
+def test_a_text_longer_than_the_picture_is_not_taken_for_it():
+    picture = torch.arange(16.0)
+    tokens = torch.cat([torch.full((80,), -1.0), picture])[None, :, None]
+    network = nn.Identity()
+    network.patch = 2  # type: ignore[assignment]
+    found = block_map(network, "single0", tokens, 1, (8, 8))
+    assert torch.equal(found[0, 0].flatten(), picture)
+
+
 def test_frames_of_a_clip_become_an_axis():
     value = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 4, 4)  # 2 clips of 3 frames
     found = block_map(nn.Identity(), "mid", value, 2, (4, 4))

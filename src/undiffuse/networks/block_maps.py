@@ -13,7 +13,8 @@ def block_map(network: nn.Module, name: str, value: Tensor, batch: int, sizes: S
     """Return what a block returned as a map (B, C, *), for video (B, C, F, *), for vectors (B, C, 1).
 
     Args:
-        network: Holds the block; `returns_tokens(name)` says what values of three axes are for one-dimensional data.
+        network: Holds the block; `returns_tokens(name)` says what values of three axes are for one-dimensional data,
+            `patch` (default 1) how many elements a token spans on an axis.
         name: Name of the block.
         value: (B, C, *), tokens (B, L, C) or vectors (B, C); for video (B * F, ...), the frames of a clip in a row.
         batch: B.
@@ -27,20 +28,20 @@ def block_map(network: nn.Module, name: str, value: Tensor, batch: int, sizes: S
     if value.ndim == 2:
         value = value[:, :, None]
     elif value.ndim == 3 and _returns_tokens(network, name, sizes):
-        value = tokens_to_map(value, sizes)
+        value = tokens_to_map(value, sizes, getattr(network, "patch", 1))
     if len(value) == batch:
         return value
     return value.unflatten(0, (batch, -1)).movedim(1, 2)
 
 
-def tokens_to_map(tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+def tokens_to_map(tokens: Tensor, sizes: Sequence[int], patch: int = 1) -> Tensor:
     """Return tokens (B, L, C), a row for each patch of a picture of `sizes`, as a map (B, C, *).
 
-    The patch is the smallest whose tokens are no more than there are. Tokens in excess lead: a class token, registers,
-    the tokens of a text.
+    `patch` is the network's own. Deeper blocks of a U-Net have larger ones: it is the smallest from there whose tokens
+    are no more than there are. Tokens in excess lead: a class token, registers, the tokens of a text.
     """
     length = tokens.shape[1]
-    grids = ([ceil(size / patch) for size in sizes] for patch in count(1))
+    grids = ([ceil(size / patch) for size in sizes] for patch in count(patch))
     grid = next(grid for grid in grids if prod(grid) <= length)
     return tokens[:, length - prod(grid) :].movedim(2, 1).unflatten(2, grid)
 

@@ -264,7 +264,7 @@ def _assemble(
         held=held,
     )
     plain = {key: value for key, value in config.items() if key in ("_class_name",) or not key.startswith("_")}
-    defaults[SCHEDULER] = {"config": plain, "per_step": family.per_step, "patch": _patch(network)}
+    defaults[SCHEDULER] = {"config": plain, "per_step": family.per_step, "patch": network.patch}
     return Model(denoiser.eval(), spec, defaults, info, codec)
 
 
@@ -290,13 +290,6 @@ def image_size(pipe: Any, network: Any, family: Family) -> int:
     if not isinstance(side, int):
         raise ValueError(f"sample_size is {side}; say the size in pixels: load(folder, size=512)")
     return side * (2 ** (len(pipe.vae.config.block_out_channels) - 1) if family.latent else 1)
-
-
-def _patch(network: DiffusersNetwork) -> int:
-    """Return how many latents a token of the network spans, on an axis; Flux counts packed latents."""
-    if type(network.network).__name__ == "FluxTransformer2DModel":
-        return 2
-    return int(network.network.config.get("patch_size") or 1)  # type: ignore[union-attr, operator]
 
 
 def _scheduler_config(folder: Path, options: PretrainedOptions, *places: Path) -> dict[str, Any]:

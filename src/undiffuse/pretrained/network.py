@@ -24,6 +24,7 @@ class DiffusersNetwork(nn.Module):
 
     Attributes:
         learns_variance: Whether it does.
+        patch: How many elements of the state a token spans on an axis, 1 for a U-Net; Flux counts packed latents.
         options: None: nothing here was built from options of ours.
     """
 
@@ -34,6 +35,8 @@ class DiffusersNetwork(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.ask, self.channels = ask, channels
         self.learns_variance = getattr(network.config, "out_channels", channels) == 2 * channels
+        packed = type(network).__name__ == "FluxTransformer2DModel"
+        self.patch = 2 if packed else int(getattr(network.config, "patch_size", None) or 1)
         self.blocks = named_blocks(network)
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Embedded | None = None) -> dict[str, Tensor]:
