@@ -78,6 +78,25 @@ def test_gradient_reaches_every_parameter(time_dependent):
     assert parameters_without_gradient(network) == []
 
 
+def test_gates_are_a_learned_constant_where_nothing_else_modulates():
+    plain, gated = (
+        Transformer(5, 6, width=16, depth=2, heads=2),
+        Transformer(5, 6, width=16, depth=2, heads=2, gated=True),
+    )
+    told = Transformer(5, 6, width=16, depth=2, heads=2, time_dependent=True, gated=True)
+    assert plain.context is None and told.constant is None and gated.constant is not None
+    x = torch.arange(8).view(2, 4) % 6
+    torch.nn.init.normal_(gated.leave.weight)
+    hidden = gated.leave(gated.norm(gated.embedding(x), gated.context(None, gated.constant)[:, None]))
+    torch.testing.assert_close(gated(x)["out"], hidden)  # closed blocks are the identity
+    for parameter in gated.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    gated(x)["out"].square().sum().backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in gated.parameters())
+    assert not bool((gated(x)["out"] - hidden).abs().max() < 1e-3)
+    torch.testing.assert_close(gated(x)["out"], gated(x, torch.ones(2))["out"])  # and it stays free of time
+
+
 def test_forward_mode_derivative_in_time():
     network = build(time_dependent=True).double()
     x, level = ids(2, 4), torch.tensor([0.2, 0.7], dtype=torch.float64)

@@ -21,7 +21,7 @@ def test_prompts_and_templates_compete_in_latent_space(pipelines: Pipelines) -> 
     """The errors are those of diffusers' own network at the paper's steps, on the mean of its VAE."""
     pipe, folder = pipelines("stable")
     model = load(folder, size=16)
-    found = classify(model, PICTURES, ["cat", ["dog", "pup"]], template=["a {}", "the {}"], samples=2, keep=1)
+    found = classify(model, PICTURES, ["cat", ["dog", "pup"]], template=["a {}", "the {}"], times=2, keep=1)
     assert found.table.names == ("a cat", "the cat", "a dog", "a pup", "the dog", "the pup")
     assert (found.class_names, found.table.classes.tolist()) == (("cat", "dog"), [0, 0, 1, 1, 1, 1])
     assert found.nfe == found.promised == 12

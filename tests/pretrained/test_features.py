@@ -12,6 +12,7 @@ import torch
 from undiffuse.models import load
 from undiffuse.networks.hooks import capture
 from undiffuse.tasks.features import FeatureEncoder
+from undiffuse.tasks.match import match
 
 Pipelines = Callable[[str], tuple[Any, Path]]
 
@@ -40,3 +41,12 @@ def test_tokens_become_the_cells_they_stand_for(pipelines: Pipelines):
     wide = found.shape[3]
     assert tokens.shape[1] == wide**2
     torch.testing.assert_close(found[0, :, 1, 0], tokens[0, wide].float())
+
+
+def test_points_are_matched_by_blocks_of_diffusers(pipelines: Pipelines):
+    """Of a picture and itself; a cell is a latent, 2 pixels wide."""
+    model = load(pipelines("stable")[1], size=16)
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = match(model, picture, [(6.5, 8.5)], picture, layers=["up1"], size=16, draws=2)
+    torch.testing.assert_close(found.positions, found.points, rtol=0, atol=1.0)
+    assert found.grid == (8, 8)

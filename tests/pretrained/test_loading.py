@@ -18,6 +18,7 @@ from undiffuse.models import load
 from undiffuse.networks.hooks import capture, edit
 from undiffuse.operators import parse_operator
 from undiffuse.pretrained.convert import write_diffusers
+from undiffuse.pretrained.loading import hub_id
 from undiffuse.tasks.restore import restore
 
 Pipelines = Callable[[str], tuple[Any, Path]]
@@ -127,6 +128,9 @@ def test_written_back_and_read_again(pipelines: Pipelines, tmp_path: Path, capsy
     bare = load(folder / "unet", scheduler=tmp_path / "scheduler_config.json")  # a network without its pipeline
     again = load(write_diffusers(bare, tmp_path / "bare"))
     assert torch.equal(again.sample(1, steps=2), load(folder).sample(1, steps=2))
+    corrected = json.loads((tmp_path / "scheduler_config.json").read_text()) | {"prediction_type": "v_prediction"}
+    other = load(write_diffusers(load(folder, scheduler=corrected), tmp_path / "corrected"))
+    assert other.denoiser.prediction == "v"
     with pytest.raises(CheckpointError, match="no counterpart in diffusers"):
         write_diffusers(load("digits"), tmp_path / "ours")
     capsys.readouterr()
@@ -204,8 +208,18 @@ def test_without_a_network_the_folder_is_named(monkeypatch: pytest.MonkeyPatch):
             load(name)
 
 
-def test_dtype_and_slicing_are_passed_on(pipelines: Pipelines):
-    model = load(pipelines("stable")[1], dtype="bfloat16", slicing=True)
-    assert {p.dtype for p in model.module.backbone.parameters()} == {torch.bfloat16}
-    assert model.codec is not None and model.codec.network.use_slicing
-    assert model.sample(1, steps=2).isfinite().all()
+@pytest.mark.parametrize(
+    "name", ["./nobody/nothing", "~/nobody", "nobody/nothing.safetensors", "/nobody/nothing", "a/b/c", "runs/nothing"]
+)
+def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import diffusers
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *args, **options: pytest.fail("asked the hub"))
+    assert run(["sample", name]) == 1
+    assert "there is no model" in capsys.readouterr().err
+    assert hub_id(name) is None and hub_id("owner/model-v1.5") == "owner/model-v1.5" == hub_id("hf://owner/model-v1.5")
+    (tmp_path / "models").mkdir()
+    assert hub_id("models/name") is None and hub_id("owner/FLUX.1-dev") == "owner/FLUX.1-dev"

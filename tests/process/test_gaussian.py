@@ -161,3 +161,13 @@ def test_predictions_stay_invertible_below_the_smallest_formula_time(name: str, 
         target = process.target(kind, mean, noise, t)  # type: ignore[arg-type]
         found = process.mean_from(kind, target, x, t)  # type: ignore[arg-type]
         torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_targets_of_data_of_any_spread_are_inverted(name: str) -> None:
+    process, mean, noise = process_of(name), normals(3, 2, seed=1), normals(3, 2, seed=2)
+    x = process.corrupt(mean, 0.4, noise)
+    for data_std in (0.5, 2.0):
+        target = process.target("edm", mean, noise, 0.4, data_std)
+        found = process.mean_from("edm", target, x, 0.4, data_std)
+        torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-9)

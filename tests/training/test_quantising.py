@@ -17,13 +17,13 @@ from undiffuse.codecs.options import VQOptions
 from undiffuse.codecs.quantised import nearest
 from undiffuse.data import TensorDataset
 from undiffuse.errors import ConfigError
+from undiffuse.metrics.perceptual import make_distance
 from undiffuse.noise import KeyedNoise
 from undiffuse.training.adversary import Adversary
 from undiffuse.training.codec_training import codec_objective, train_codec_network
 from undiffuse.training.devices import Devices
 from undiffuse.training.objectives import Corrupted
 from undiffuse.training.options import TrainOptions
-from undiffuse.training.perceptual import make_distance
 from undiffuse.training.quantising import QuantisingObjective
 from undiffuse.training.reconstruction import Reconstructor
 

@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_encoder_stays_bit_for_bit_and_the_rest_moves(rule: str) -> None:
     codec = vq_of("image", replace(SMALL, codebook=rule))  # type: ignore[arg-type]
     before = copy.deepcopy(codec.state_dict())
-    found = refit_codebook(codec, data(), size=7, steps=3, batch_size=8)
+    found = refit_codebook(codec, data(), codes=7, train_steps=3, train_batch_size=8)
     after = found.codec.state_dict()
     assert all(torch.equal(before[key], codec.state_dict()[key]) for key in before)  # what was given is as it was
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("encoder."))
@@ -70,7 +70,7 @@ def test_perplexity_counts_equal_shares() -> None:
 def test_a_vqmodel_of_diffusers_is_refit_too(tmp_path: Path) -> None:
     codec = build_codec(PretrainedCodecOptions(path=str(tiny_vqmodel(tmp_path / "vq"))), SPEC)
     assert codec is not None
-    found = refit_codebook(codec, data(), size=30, steps=2, batch_size=8, out=tmp_path / "new")
+    found = refit_codebook(codec, data(), codes=30, train_steps=2, train_batch_size=8, out=tmp_path / "new")
     old, new = codec.state_dict(), found.codec.state_dict()
     assert all(torch.equal(old[k], new[k]) for k in old if k.startswith(("network.encoder.", "network.quant_conv.")))
     again = load_codec(tmp_path / "new")
@@ -95,7 +95,7 @@ def test_tokens_of_the_old_codec_do_not_go_with_the_new_one(tmp_path: Path) -> N
     codec = vq_of("image")
     codec.seal()
     save_codec(codec, tmp_path / "old")
-    refit_codebook(tmp_path / "old", data(), steps=0, out=tmp_path / "new")
+    refit_codebook(tmp_path / "old", data(), train_steps=0, out=tmp_path / "new")
     quick = {"steps": 2, "batch_size": 8, "preview_every": 0, "warmup": 1}
     words = ["model.width=16", "model.depth=1", "model.heads=2"]
     trained = ud.train(data(), "vq-image", out=tmp_path / "run", overrides=words, codec=str(tmp_path / "old"), **quick)
@@ -132,15 +132,15 @@ def test_tokens_of_the_old_codec_do_not_go_with_the_new_one(tmp_path: Path) -> N
 def test_what_cannot_be_rebuilt_is_refused(tmp_path: Path) -> None:
     codec = vq_of("image")
     with pytest.raises(DataError, match="577 vectors was asked for, but there are 576"):
-        refit_codebook(codec, data(), size=577, steps=0)
+        refit_codebook(codec, data(), codes=577, train_steps=0)
     autoencoder = build_codec(AutoencoderOptions(width=4, halvings=1), SPEC)
     assert autoencoder is not None
     with pytest.raises(ConfigError, match="no codebook"):
-        refit_codebook(autoencoder, data(), steps=0)
+        refit_codebook(autoencoder, data(), train_steps=0)
     broken = TensorDataset(data=items(SPEC, 4) * float("nan"), spec=SPEC)
     with pytest.raises(ValueError, match="not finite"):
-        refit_codebook(codec, broken, steps=0)
+        refit_codebook(codec, broken, train_steps=0)
     with pytest.raises(ConfigError, match="shape"):
         refit_codebook(codec, TensorDataset(data=torch.zeros(4, 3, 8, 8), spec=replace(SPEC, shape=(3, 8, 8))))
-    with pytest.raises(ValueError, match="size=1"):
-        refit_codebook(codec, data(), size=1)
+    with pytest.raises(ValueError, match="codes=1"):
+        refit_codebook(codec, data(), codes=1)

@@ -181,9 +181,10 @@ def _pipeline_facts(found: Found) -> dict[str, Any]:
     scheduler = (defaults.pop("scheduler", None) or {}).get("config", {}).get("_class_name")
     levels = f"gaussian, {process.schedule.name} schedule" if hasattr(process, "schedule") else "categorical"
     predicts = f", predicts {model.module.prediction}" if hasattr(model.module, "prediction") else ""
+    encoders = ", encoders of text included" if "prompt" in model.spec.cond else ""
     sampling = {**({"as": scheduler} if scheduler else {}), **defaults}
     return {
-        "network": f"{model.info['pipeline']} of diffusers, {model.parameters:,} parameters, encoders of text included",
+        "network": f"{model.info['pipeline']} of diffusers, {model.parameters:,} parameters{encoders}",
         "process": levels + predicts,
         "conditions": ", ".join(f"{name} ({part.kind})" for name, part in model.spec.conditions.items()) or "none",
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()) or "defaults",

@@ -43,19 +43,34 @@ class Found:
         return self.folder if is_here and self.folder is not None else RUNS / safe_name(self.name)
 
 
-def find_model(name: str, device: str = "auto", dtype: torch.dtype | None = None) -> Found:
+def find_model(
+    name: str, device: str = "auto", dtype: torch.dtype | None = None, load: list[str] | None = None
+) -> Found:
     """Load the model that a name, a folder or the weights in a folder stand for.
+
+    Args:
+        name: The word.
+        device: Where it goes.
+        dtype: Of the weights; None leaves it.
+        load: Words of `--load`.
 
     Raises:
         CheckpointError: See `undiffuse.load`.
         ValueError: The device is unknown or not available.
     """
-    from undiffuse.models import load
+    from undiffuse.cli.asking import read_load
+    from undiffuse.models.bundle import load as load_model
 
-    target = choose_device(device)
+    target, options = choose_device(device), read_load(load)
     folder = _folder(name)
+    offloads = options.get("offload", "none") != "none"
+    if offloads:  # the parts move by themselves from then on
+        options |= {"device": target} | ({} if dtype is None else {"dtype": dtype})
     try:
-        model = load(name if folder is None else folder).to(target, dtype)
+        # The word itself where it can be: a path that was taken apart no longer says that it began with "./".
+        is_file = folder is not None and Path(name).name == "model.safetensors"
+        model = load_model(str(folder) if is_file else name, **options)
+        model = model if offloads else model.to(target, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_run_hint(name)}") from error
     return Found(name, model, folder, _recipe_of(name, folder))

@@ -10,7 +10,7 @@ from undiffuse.cli import asking
 from undiffuse.cli.asking import given, read_interval, read_options, read_size, read_tol
 from undiffuse.cli.conditions import load_conditions, read_conditions
 from undiffuse.cli.guides import GuidanceWords, read_guides
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed, Solver, Steps
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ Examples:
   undiffuse sample runs/text --solver first-hitting --steps 32 --solver-option order=2
   undiffuse sample runs/captioned --cond caption="a red square" --guidance 3
   undiffuse sample runs/videos --format mp4
-  undiffuse sample models/stable-diffusion --prompt "a red square" -n 4
+  undiffuse sample models/stable-diffusion --prompt "a red square" -n 4 --load lora=ink.safetensors
   undiffuse sample runs/vq --label 3 --guidance 3 --truncation 0.86 --purity 1 --tokens-per-call 10 --steps 25
 """
 
@@ -87,7 +87,8 @@ def sample(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 256,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float64 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, float64, bfloat16 or float16.")] = "float32",
+    load: Load = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the network: slow to start, then faster; for many samples.")
     ] = False,
@@ -131,7 +132,7 @@ def sample(
     weights = weight_dtype(dtype)
     processes = Processes.join()
     with processes.agree():
-        found = find_model(model, device, weights)
+        found = find_model(model, device, weights, load)
         check_format(format, found.model.spec)
         if compile:
             found.model.compile()
@@ -153,7 +154,7 @@ def sample(
         )
     if not processes.is_main:
         return
-    settings |= given(**asked.said(), dtype=None if dtype == "float32" else dtype, compile=compile or None)
+    settings |= given(**asked.said(), dtype=None if dtype == "float32" else dtype, compile=compile or None, load=load)
     made_by = _made_by(found, n, seed, conditions, settings, drawn)
     folder = out if out is not None else found.home / folder_name(seed, label or [], conds, settings)
     saved = save_samples(drawn.x, found.model.spec, folder, made_by, format)
@@ -171,10 +172,10 @@ def weight_dtype(name: str) -> torch.dtype:
     """
     import torch
 
-    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+    known = ("float32", "float64", "bfloat16", "float16")
     if name not in known:
         raise ValueError(f"dtype {name!r} is unknown; use {', '.join(known)}.")
-    return known[name]
+    return getattr(torch, name)
 
 
 def state_dtype(weights: torch.dtype) -> torch.dtype:

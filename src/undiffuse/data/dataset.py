@@ -230,15 +230,15 @@ def some_problems(problems: Sequence[Problem], most: int = 5) -> str:
     return "; ".join(map(str, problems[:most])) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def refuse_bad(bad: Mapping[str, str], total: int, most: float, where: str) -> None:
-    """Raise `DataError` where all of `total` files are `bad` (name -> why), or a larger share than `most`."""
+def refuse_bad(bad: Mapping[str, str], total: int, most: float, where: str, key: str = "data.max_bad") -> None:
+    """Raise `DataError` where all of `total` files are `bad` (name -> why), or more than the share `most` of `key`."""
     listed = some_problems([Problem(path, reason.rstrip(".")) for path, reason in bad.items()])
     if bad and len(bad) == total:
         raise DataError(f"none of the {total} file(s) in {where} can be read: {listed}. Mend or replace them.")
     if len(bad) > most * total:
         raise DataError(
-            f"{len(bad)} of {total} file(s) in {where} cannot be read, more than data.max_bad={most:g} allows: "
-            f"{listed}. Remove or mend them, or raise data.max_bad."
+            f"{len(bad)} of {total} file(s) in {where} cannot be read, more than {key}={most:g} allows: "
+            f"{listed}. Remove or mend them, or raise {key}."
         )
 
 

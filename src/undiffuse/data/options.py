@@ -92,7 +92,7 @@ class DataOptions:
         default="",
         metadata={
             "help": "numbers: spoil each item while training and give the network the result, such as "
-            "downsample:2|noise:gaussian,0.05; several, parted by ;, take turns (`undiffuse degrade --operators`)"
+            "downsample:2|noise:gaussian,0.05; several, parted by ;, take turns (`undiffuse degrade --list`)"
         },
     )
     lazy: bool | None = field(

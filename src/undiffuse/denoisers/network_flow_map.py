@@ -59,6 +59,8 @@ class NetworkFlowMap(FlowMap):
     ) -> None:
         super().__init__()
         check_spans(spans)
+        if isinstance(denoiser.backbone, Backbone) and denoiser.backbone.counts_steps:
+            raise ValueError("a network of diffusers cannot be told a second time; use model=unet or dit.")
         if not isinstance(denoiser.backbone, Backbone):
             raise ValueError(f"{type(denoiser.backbone).__name__} is no Backbone, so it cannot be told a second time.")
         self.denoiser = denoiser

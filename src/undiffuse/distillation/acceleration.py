@@ -103,7 +103,7 @@ def accelerate(
     steps: int | Sequence[int] = 5,
     solver: str = "ddim",
     grid: str = "t",
-    iters: int = 400,
+    train_steps: int = 400,
     features: str | Callable[[Tensor], Tensor] = "pixels",
     kernel: str = "rbf-mix",
     guidance: float = 1.0,
@@ -124,7 +124,7 @@ def accelerate(
         steps: Sampling steps to tune for; several are tuned in turn, and the first is the model's default.
         solver: Rule of a step.
         grid: Spacing of the steps.
-        iters: Optimizer steps.
+        train_steps: Optimizer steps.
         features: What samples and data are compared in; a name (see `MMDOptions.features`), or a differentiable module
             or function of states (B, *shape) in the denoiser's units.
         kernel: Kernel of the comparison.
@@ -141,8 +141,8 @@ def accelerate(
         UndiffuseError, ValueError: Model, data or options do not fit; the message says what to do.
     """
     _check_method(method)
-    if iters < 1:
-        raise ConfigError(f"iters={iters} tunes nothing; give at least 1, such as 400.")
+    if train_steps < 1:
+        raise ConfigError(f"train_steps={train_steps} tunes nothing; give at least 1, such as 400.")
     counts = (steps,) if isinstance(steps, int) else tuple(steps)
     if not counts:
         raise ConfigError("steps is empty; give a number of sampling steps, such as 5.")
@@ -153,7 +153,7 @@ def accelerate(
     chosen = {
         "objective": {"kind": "mmd", "kernel": kernel, "more_steps": list(counts[1:])}
         | ({"features": features} if isinstance(features, str) else {}),
-        "train": {**TUNING_DEFAULTS, "steps": iters, "seed": seed, "device": device},
+        "train": {**TUNING_DEFAULTS, "steps": train_steps, "seed": seed, "device": device},
         "sample": {"solver": solver, "steps": counts[0], "grid": grid, "guidance": guidance},
     }
     recipe = _recipe(untuned, data, name or str(folder / UNTUNED), chosen, overrides, options)

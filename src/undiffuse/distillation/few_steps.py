@@ -23,6 +23,7 @@ from undiffuse.networks.build import build_network
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.options import GaussianOptions
 from undiffuse.process.registry import make_schedule
+from undiffuse.process.tables import TableSchedule
 from undiffuse.training.fine_tuning import take_weights
 from undiffuse.training.recipe import Recipe, override_layers
 from undiffuse.training.run import Run, Source, choose, train_from
@@ -118,6 +119,11 @@ def _network(teacher: Model, name: str) -> NetworkDenoiser:
         held = held.denoiser
     if not isinstance(held, NetworkDenoiser):
         raise ConfigError(f"teacher={name} is a few-step model itself; distil from the model that it came from.")
+    if getattr(held.backbone, "counts_steps", False):
+        raise ConfigError(
+            f"teacher={name} is a network of diffusers, which cannot be told a second time; tune it for few steps with "
+            f"undiffuse accelerate, or train model=unet or dit."
+        )
     return held
 
 
@@ -171,6 +177,10 @@ def _process(network: NetworkDenoiser, method: Method, place: str) -> dict[str, 
                 f"{schedule.name}, which means something else there. Use a teacher that predicts v."
             )
         schedule = make_schedule(method.schedule)
+    if isinstance(schedule, TableSchedule):
+        raise ConfigError(
+            f"teacher={place} has a table of noise levels, and students follow schedules; train one on cosine or rf."
+        )
     options: dict[str, Any] = {"kind": "gaussian", "schedule": schedule.name, "shift": getattr(schedule, "shift", 1.0)}
     known = make_schedule(schedule.name, **({"shift": options["shift"]} if schedule.name == "rf" else {}))
     if known != schedule:

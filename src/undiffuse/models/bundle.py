@@ -57,15 +57,15 @@ def _load(name: str | Path, options: dict[str, Any]) -> Model:
     from undiffuse.pretrained.options import PretrainedOptions
 
     if str(name) in BUILTIN and not (Path(name) / CONFIG).is_file():  # a model folder of that name goes first
+        _refuse_options(options, name)
         with resources.as_file(resources.files("undiffuse") / "builtin" / str(name)) as folder:
             return _load(folder, options)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.exists() and (on_hub := hub_id(str(name))) is not None:
         folder = fetch(on_hub)
     if is_diffusers_folder(folder):
-        return load_diffusers(folder, PretrainedOptions(**options))
-    if options:
-        raise ValueError(f"{next(iter(options))} is an option of pretrained pipelines; {name} is none. Leave it out.")
+        return load_diffusers(folder, PretrainedOptions.of(**options))
+    _refuse_options(options, name)
     _check_folder(folder)
     config = read_config(folder / CONFIG)
     if config.get("kind") == "pretrained":
@@ -96,7 +96,8 @@ def _load_reference(config: dict[str, Any]) -> Model:
 
     source, options = referred(config)
     model = _load(source, options)
-    model.defaults, model.info = dict(config["defaults"]), dict(config["info"])
+    found = {"source": str(source), "load": options}  # as absolute paths, for the reference may lie anywhere
+    model.defaults, model.info = dict(config["defaults"]), {**config["info"], **found}
     return model
 
 
@@ -149,6 +150,11 @@ def save_defaults(folder: Path, changes: dict[str, Any]) -> None:
         write_config(folder, config | changed)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / CONFIG}: {error.strerror or error}.") from error
+
+
+def _refuse_options(options: dict[str, Any], name: str | Path) -> None:
+    for option in options:
+        raise ValueError(f"{option} is an option of pretrained pipelines; {name} is none. Leave it out.")
 
 
 def _check_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.denoisers.shift import ShiftedDenoiser
+from undiffuse.denoisers.timestep import network_denoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import NetworkOptions
@@ -78,8 +79,7 @@ def denoiser_from_json(fields: dict[str, Any], spec: DataSpec) -> Denoiser | Flo
     network = build_network(_NETWORKS[options["kind"]](**values), spec, states=states, variance=variance)
     if isinstance(process, CategoricalProcess):
         return token_denoiser(network, process, spec=spec, **parametrisation)
-    kind = ShiftedDenoiser if _SOURCE in parametrisation else NetworkDenoiser
-    denoiser = kind(network, process, spec=spec, **parametrisation)
+    denoiser = network_denoiser(network, process, spec=spec, **parametrisation)
     return NetworkFlowMap(denoiser, **fields["flow_map"]) if fields.get("flow_map") else denoiser
 
 

@@ -19,6 +19,7 @@ from undiffuse.denoisers.elbo import Bound, summarise, token_bounds
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network_flow_map import as_denoiser
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.budget import read_budget
 from undiffuse.models.choosing import grid_of, shape_of, solver_of
 from undiffuse.models.conditions import fit_conditions, fit_tokens
@@ -28,7 +29,6 @@ from undiffuse.models.scheduled import setup_of
 from undiffuse.models.tuned import warn_of_other_sampler
 from undiffuse.models.windows import Draw, sliding, spec_of_length, window_of
 from undiffuse.networks.backbone import Backbone
-from undiffuse.networks.compilation import compile_blocks
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
@@ -141,12 +141,9 @@ class Model:
             ValueError: The denoiser has no network with named blocks.
         """
         network = self._network
-        if network is not None and hasattr(network, "compile_network"):  # of diffusers
-            network.compile_network()
-            return self
         if not isinstance(network, Backbone):
             raise ValueError(f"{type(self.module).__name__} has no network with named blocks to compile.")
-        compile_blocks(network)
+        network.compile_network()
         return self
 
     def sample(
@@ -247,10 +244,7 @@ class Model:
         """
         _check_names(guides)
         _check_batches(n, batch_size, bool(constraints) or start is not None)
-        if parallel is not None and (guides.get("negative") or guides.get("classifier")):
-            raise ValueError("parallel repeats the batch; negative and classifier belong to single samples: omit one.")
-        if prefix is not None and start is not None:
-            raise ValueError("prefix and start both say what samples begin with; put the prefix into start.")
+        _check_together(parallel, guides, prefix, start)
         budget = read_budget(self.defaults, solver, tokens_per_call, guides.get("purity"))
         own = setup_of(self.defaults, shape_of(self, size))
         rule = solver_of(self, budget.solver, steps, {**budget.options, **(solver_options or {})}, own)
@@ -357,10 +351,17 @@ def _check_names(guides: Any) -> None:
             raise TypeError(f"sample_result() got an unexpected argument {name!r}.{did_you_mean(name, known)}")
 
 
+def _check_together(parallel: int | None, guides: Any, prefix: Any, start: Tensor | None) -> None:
+    """Refuse arguments of which one leaves no room for the other."""
+    if parallel is not None and (guides.get("negative") or guides.get("classifier")):
+        raise ValueError("parallel repeats the batch; negative and classifier belong to single samples: omit one.")
+    if prefix is not None and start is not None:
+        raise ValueError("prefix and start both say what samples begin with; put the prefix into start.")
+
+
 def _check_batches(n: int, batch_size: int, of_one: bool) -> None:
-    """Refuse numbers below 1, and several batches of what holds for one."""
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
+    """Refuse what are no numbers of samples, and several batches of what holds for one."""
+    check_counts(n=n, batch_size=batch_size)
     if n > batch_size and of_one:
         raise ValueError(f"constraints and start hold for one batch; n={n} needs batch_size >= {n}.")
 

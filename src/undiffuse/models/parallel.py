@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.guided import ClassifierTarget
 from undiffuse.models.processes import Processes
@@ -141,8 +142,7 @@ class SplitModel:
 
 
 def _refuse(n: int, batch_size: int, options: dict[str, Any]) -> None:
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"n={n} and batch_size={batch_size} must be at least 1.")
+    check_counts(n=n, batch_size=batch_size)
     for name in _OF_ONE_BATCH:
         if options.get(name):
             raise ValueError(f"{name} belongs to a single batch; use Model.sample_result in one process.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.networks.compilation import call_of
+from undiffuse.networks.compilation import call_of, compile_blocks
 from undiffuse.networks.conditioners import Conditioners
 from undiffuse.networks.dropout import draws_in_training, set_dropout_generator
 from undiffuse.networks.embedded import Embedded
@@ -27,12 +27,14 @@ class Backbone(nn.Module):
         recomputes: Whether the backward pass computes the blocks' activations again, instead of keeping them.
         self_conditioned: Whether the network reads `Embedded.estimate`.
         learns_variance: Whether there is a head "variance", of the shape of "out"; see `sampling.learned_variance`.
+        counts_steps: Whether the noise level is told as the number of a training step, as diffusers counts them.
         reads_vector: Whether `Embedded.vector` is read where no conditioner fills it; flow maps tell their second time
             in it.
     """
 
     self_conditioned: bool = False
     learns_variance: bool = False
+    counts_steps: bool = False
     reads_vector: bool = False
 
     def __init__(self, conditioners: Conditioners, *, time_dependent: bool = True) -> None:
@@ -72,6 +74,14 @@ class Backbone(nn.Module):
         if self.recomputes and torch.is_grad_enabled():
             return recomputed(call, args, self._dropout_generator if draws_in_training(block) else None)
         return call(*args)
+
+    def recompute(self, on: bool) -> None:
+        """Let the backward pass compute the blocks' activations again, or keep them."""
+        self.recomputes = on
+
+    def compile_network(self) -> bool:
+        """Compile the blocks; return whether that is possible here. See `compile_blocks`."""
+        return compile_blocks(self)
 
     @property
     def context_dim(self) -> int:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 
 from undiffuse.networks.backbone import Backbone
+from undiffuse.networks.diffusers_build import build_diffusers
 from undiffuse.networks.dit import DiT
 from undiffuse.networks.mlp import MLP
-from undiffuse.networks.options import DiTOptions, MLPOptions, NetworkOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import (
+    DiffusersDiTOptions,
+    DiffusersUNetOptions,
+    DiTOptions,
+    MLPOptions,
+    NetworkOptions,
+    TransformerOptions,
+    UNetOptions,
+)
 from undiffuse.networks.token_unet import TokenUNet
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
@@ -19,6 +28,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "unet": (*_SPATIAL_AXES, "tokens"),
     "dit": tuple(_SPATIAL_AXES),
     "transformer": ("tokens",),
+    "diffusers-unet": ("image",),
+    "diffusers-dit": ("image",),
 }
 
 
@@ -71,6 +82,8 @@ def _construct(options: NetworkOptions, spec: DataSpec, states: int | None, vari
             grid = spec.grid or spec.shape
             return TokenUNet(grid, spec.categories, _states(spec, states), options, conditions=spec.conditions)
         return UNet(_SPATIAL_AXES[spec.kind], spec.channels, options, conditions=conditions, variance=variance)
+    if isinstance(options, DiffusersUNetOptions | DiffusersDiTOptions):
+        return build_diffusers(options, spec, variance)
     if isinstance(options, DiTOptions):
         return _dit(options, spec, variance)
     return _transformer(options, spec, states)
@@ -101,6 +114,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         neighbours=options.neighbours,
         causal=options.causal,
         conv_mlp=options.conv_mlp,
+        gated=options.gated,
         conditions=spec.conditions,
         grid=spec.grid,
     )

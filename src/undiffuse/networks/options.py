@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from undiffuse.limits import at_least_one, share_below_one
 from undiffuse.words import option
@@ -89,6 +90,7 @@ class TransformerOptions:
     neighbours: int = option(0, "tokens on each side that blocks mix by convolution before attention; 0 for none")
     causal: bool = option(False, "let tokens see those before them only, for objective=autoregressive")
     conv_mlp: bool = option(False, "convolutions over 3 tokens per axis in place of the feed-forward layers")
+    gated: bool = option(False, "begin with closed blocks also without time and condition: small networks learn faster")
 
     def __post_init__(self) -> None:
         at_least_one(self, "width", "depth", "heads")
@@ -152,4 +154,75 @@ class DiTOptions:
         return range(first, last + 1) if first >= 0 and last < self.depth else range(0)
 
 
-NetworkOptions = MLPOptions | UNetOptions | TransformerOptions | DiTOptions
+@dataclass(frozen=True, kw_only=True)
+class DiffusersUNetOptions:
+    """UNet2DModel of diffusers, for images; what is trained with it can be written as a folder that diffusers reads."""
+
+    kind: Literal["diffusers-unet"] = option("diffusers-unet", "the network's kind")
+    channels: int = option(64, "channels of the first level, a multiple of groups")
+    multipliers: tuple[int, ...] = option(
+        (1, 2, 2), "channels of each level over those of the first; one entry a level"
+    )
+    blocks: int = option(2, "residual blocks per level, on the way down and on the way up")
+    attention: tuple[int, ...] = option((-1,), "levels with self-attention; 0 is full size, -1 the coarsest")
+    head: int = option(8, "features of an attention head")
+    groups: int = option(32, "groups of channels that are normalised together")
+    settings: str = option("", "further settings of UNet2DModel, as JSON; they go before those above")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "channels", "blocks", "head", "groups")
+        levels = len(self.multipliers)
+        if levels < 1 or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers={self.multipliers}; expected at least one level, each entry at least 1.")
+        unknown = [level for level in self.attention if not -levels <= level < levels]
+        if unknown:
+            raise ValueError(
+                f"attention level {unknown[0]} does not exist; the levels are 0 to {levels - 1}, or -1 for the last."
+            )
+        if self.channels % self.groups:
+            raise ValueError(f"channels={self.channels} do not split into groups={self.groups}; change one of them.")
+        check_settings(self.settings)
+
+    @property
+    def patch(self) -> int:
+        """Of which the sides of a picture are multiples."""
+        return 1 << (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusersDiTOptions:
+    """DiTTransformer2DModel of diffusers, for square images; likewise."""
+
+    kind: Literal["diffusers-dit"] = option("diffusers-dit", "the network's kind")
+    width: int = option(256, "features per token")
+    depth: int = option(8, "number of blocks")
+    heads: int = option(4, "attention heads")
+    patch: int = option(2, "side of the patches that become tokens, in pixels")
+    settings: str = option("", "further settings of DiTTransformer2DModel, as JSON; they go before those above")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "width", "depth", "heads", "patch")
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width={self.width} does not split into heads={self.heads} heads of a multiple of 4 features; use a "
+                f"multiple of {4 * self.heads}."
+            )
+        check_settings(self.settings)
+
+
+def check_settings(text: str) -> dict[str, Any]:
+    """Return further settings of a network of diffusers.
+
+    Raises:
+        ValueError: They are no JSON object.
+    """
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f'settings={text!r} is no JSON ({error}); write it like {{"act_fn": "gelu"}}.') from None
+    if not isinstance(found, dict):
+        raise ValueError(f'settings={text!r} is no JSON object; write it like {{"act_fn": "gelu"}}.')
+    return found
+
+
+NetworkOptions = MLPOptions | UNetOptions | TransformerOptions | DiTOptions | DiffusersUNetOptions | DiffusersDiTOptions

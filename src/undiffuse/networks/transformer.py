@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from undiffuse.networks.attention import Rotary
@@ -25,8 +26,8 @@ class Transformer(Backbone):
     """Token ids (B, L) -> logits (B, L, K) over clean tokens.
 
     Positions are rotary, so any length works; tokens on a grid have a position on each of its axes. Noise level and
-    condition vector modulate every block (adaLN-zero); with neither, it is a plain pre-norm transformer. Every block
-    attends to the tokens of the condition, where there are any.
+    condition vector modulate every block (adaLN-zero). With neither, a learned constant does where `gated`; else it is
+    a plain pre-norm transformer. Every block attends to the tokens of the condition, where there are any.
 
     Args:
         classes_out: Number of clean tokens K.
@@ -37,6 +38,8 @@ class Transformer(Backbone):
         neighbours: Tokens on each side that every block mixes by a convolution before attention; 0 for none.
         causal: Let each token see itself and those before it only; the convolution then mixes those before it, in line.
         conv_mlp: Let the feed-forward part of blocks see the neighbours of each token.
+        gated: Let blocks begin closed also where neither time nor condition modulates them. A small network on text
+            learns faster so, at first.
         conditions: Conditions by name; maps are refused.
         grid: Size of the grid that the tokens lie on, row by row; empty where they are a line of any length.
 
@@ -57,6 +60,7 @@ class Transformer(Backbone):
         neighbours: int = 0,
         causal: bool = False,
         conv_mlp: bool = False,
+        gated: bool = False,
         conditions: Mapping[str, ConditionSpec] | None = None,
         grid: Sequence[int] = (),
     ) -> None:
@@ -69,7 +73,9 @@ class Transformer(Backbone):
         self.states = states
         self.causal = causal
         self.head_dim, self.grid = width // heads, tuple(grid)
-        context_dim = width if time_dependent or len(self.conditioners) else None
+        told = time_dependent or len(self.conditioners) > 0
+        context_dim = width if told or gated else None
+        self.constant = nn.Parameter(0.4 * torch.randn(1, width)) if gated and not told else None
         token_dim = width if "tokens" in self.conditioners.fields else None
         self.context = None if context_dim is None else ContextMLP(width, time_dependent=time_dependent)
         self.embedding = nn.Embedding(states, width)
@@ -153,5 +159,5 @@ class Transformer(Backbone):
     def _context(self, level: Tensor | None, vector: Tensor | None) -> Tensor | None:
         if self.context is None:
             return None
-        context = self.context(level, vector)
+        context = self.context(level, vector if self.constant is None else self.constant)
         return context[:, None] if context.ndim == 2 else context  # (B, 1 or L, E)

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy(
         "FAMILIES": "undiffuse.pretrained.families:FAMILIES",
         "ConsistencyMap": "undiffuse.pretrained.consistency:ConsistencyMap",
         "DiffusersDenoiser": "undiffuse.pretrained.denoiser:DiffusersDenoiser",
-        "DiffusersNetwork": "undiffuse.pretrained.network:DiffusersNetwork",
+        "DiffusersNetwork": "undiffuse.networks.diffusers_network:DiffusersNetwork",
         "PretrainedOptions": "undiffuse.pretrained.options:PretrainedOptions",
     },
 )

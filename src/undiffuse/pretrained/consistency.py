@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.flow_map import FlowMap, shared_times, step_rule
+from undiffuse.networks.diffusers_network import DiffusersNetwork
 from undiffuse.networks.embedded import Embedded
-from undiffuse.pretrained.network import DiffusersNetwork
 from undiffuse.pretrained.readers import Reader
 from undiffuse.process.gaussian import GaussianProcess, fit
 from undiffuse.process.schedules import EDMSchedule

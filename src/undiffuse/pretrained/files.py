@@ -22,3 +22,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is no JSON object; copy the model again.")
     return found
+
+
+BESIDE = "undiffuse.json"
+"""Beside a folder of diffusers: what its files do not say, the `DataSpec` of states and data and the label for none."""
+
+
+def read_beside(folder: Path) -> dict[str, Any]:
+    """Return what lies in `BESIDE`, in the folder or, for a part of a pipeline, above it; {} where nothing does.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    place = next((path / BESIDE for path in (folder, folder.parent) if (path / BESIDE).is_file()), None)
+    return {} if place is None else read_json(place)

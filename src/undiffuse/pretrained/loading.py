@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ import torch
 from undiffuse.codecs.options import PretrainedCodecOptions
 from undiffuse.errors import CheckpointError, PlanError
 from undiffuse.models.scheduled import SCHEDULER
+from undiffuse.networks.diffusers_network import DiffusersNetwork
+from undiffuse.pretrained.adapters import adapt, check_offload, check_plain
 from undiffuse.pretrained.consistency import ConsistencyMap, read_consistency
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
 from undiffuse.pretrained.families import BARE, FAMILIES, Family, classes_of, labels_of
-from undiffuse.pretrained.files import read_json
-from undiffuse.pretrained.network import DiffusersNetwork
+from undiffuse.pretrained.files import read_beside, read_json
 from undiffuse.pretrained.options import PretrainedOptions
 from undiffuse.pretrained.readers import Reader
 from undiffuse.pretrained.refusals import check_code, check_known, check_pickles
@@ -36,14 +37,19 @@ _CONFIG, _SCHEDULE = "config.json", "scheduler_config.json"
 _VQ_DIFFUSION = "VQDiffusionPipeline"
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _HUB = re.compile(r"(hf://?)?([\w.-]+/[\w.-]+)")  # one slash where it went through a Path
+_PATH = re.compile(r"[.~/].*|.*\.[A-Za-z][A-Za-z0-9]*|runs/.*")  # a hub's name may end in .5 or .1-dev, not in .json
 
 
 def hub_id(name: str) -> str | None:
-    """Return the hub's owner/name where `name` means one: with hf:// before it, or owner/name that is no path here."""
+    """Return the hub's owner/name where `name` means one: with hf:// before it, or owner/name that looks like no path.
+
+    A path begins with . or / or ~ or runs/, ends in a suffix such as .safetensors, has several slashes, or lies in a
+    folder that exists.
+    """
     found = _HUB.fullmatch(name)
-    if found is None or (not found[1] and Path(name).parts[0] in (".", "..")):
+    if found is None:
         return None
-    return found[2] if found[1] or not Path(name).parent.exists() else None
+    return found[2] if found[1] or not (_PATH.fullmatch(name) or Path(name).parent.exists()) else None
 
 
 def is_bare(folder: Path) -> bool:
@@ -57,7 +63,7 @@ def is_bare(folder: Path) -> bool:
 
 def is_diffusers(name: str) -> bool:
     """Whether a name means a pipeline or network of diffusers: a folder of one, or a hub id."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     return is_diffusers_folder(folder) or (not folder.exists() and hub_id(name) is not None)
 
 
@@ -83,6 +89,28 @@ def fetch(name: str) -> Path:
         ) from error
 
 
+def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+    """Return the configurations of a model's network and scheduler, and the pipeline's folder where it has a codec.
+
+    Args:
+        name: A folder, or a name on the hub.
+
+    Raises:
+        CheckpointError: It cannot be read, or its class is unknown.
+    """
+    folder = Path(name).expanduser()
+    on_hub = None if folder.exists() else hub_id(name)
+    folder = folder if on_hub is None else fetch(on_hub)
+    if not (folder / INDEX).is_file():
+        places = (folder / _SCHEDULE, folder.parent / "scheduler" / _SCHEDULE)
+        return read_json(folder / _CONFIG), _scheduler_config(folder, PretrainedOptions(), *places), None
+    kind = read_json(folder / INDEX).get("_class_name")
+    check_known(folder, "pipeline", kind, FAMILIES)
+    family = FAMILIES[str(kind)]
+    scheduler = read_json(folder / "scheduler" / _SCHEDULE)
+    return read_json(folder / family.part / _CONFIG), scheduler, folder if family.latent else None
+
+
 def load_diffusers(folder: Path, options: PretrainedOptions) -> Model:
     """Load the folder of a pipeline, or of a single network.
 
@@ -104,11 +132,12 @@ def _load_pipeline(folder: Path, index: dict[str, Any], options: PretrainedOptio
         with _explained(folder):
             return load_vq_diffusion(folder)
     family = FAMILIES[str(name)]
+    check_offload(options)
     parts = [part for part, what in index.items() if isinstance(what, list) and what[0] is not None]
     check_pickles(folder, [part for part in parts if part not in _UNUSED])
     with _explained(folder):
         pipe = _read_pipeline(folder, str(name), index, options)
-        _adapt(pipe, family, options)
+        adapt(pipe, family.part, options)
         return _compiled(_model(folder, pipe, family, str(name), index, options), options)
 
 
@@ -125,48 +154,19 @@ def _read_pipeline(folder: Path, name: str, index: dict[str, Any], options: Pret
     return pipe
 
 
-def _adapt(pipe: Any, family: Family, options: PretrainedOptions) -> None:
-    """Pass on what diffusers does to a pipeline: adapters, slicing, devices."""
-    if options.lora:
-        _load_lora(pipe, options)
-    if options.slicing:
-        pipe.enable_attention_slicing()
-        if getattr(pipe, "vae", None) is not None:
-            pipe.vae.enable_slicing()
-    if options.offload != "none":
-        device = {} if options.device is None else {"device": options.device}
-        offload = pipe.enable_model_cpu_offload if options.offload == "model" else pipe.enable_sequential_cpu_offload
-        offload(**device)
-    elif options.device is not None:
-        pipe.to(options.device)
-
-
-def _load_lora(pipe: Any, options: PretrainedOptions) -> None:
-    path = Path(options.lora).expanduser()
-    if importlib.util.find_spec("peft") is None:
-        raise CheckpointError(f"lora={options.lora} needs peft: pip install peft.")
-    if not hasattr(pipe, "load_lora_weights"):
-        raise CheckpointError(f"lora={options.lora}: a {type(pipe).__name__} takes no LoRA weights; leave lora out.")
-    if not path.exists():
-        raise CheckpointError(f"lora={options.lora} does not exist; give a folder or a safetensors file.")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise CheckpointError(f"lora={options.lora} is no safetensors file; pickles are refused.")
-    pipe.load_lora_weights(str(path), use_safetensors=True)
-    pipe.fuse_lora(lora_scale=options.lora_scale)
-
-
 def _model(
     folder: Path, pipe: Any, family: Family, name: str, index: dict[str, Any], options: PretrainedOptions
 ) -> Model:
     network = getattr(pipe, family.part)
     config = _scheduler_config(folder, options, folder / "scheduler" / _SCHEDULE)
-    size = (options.size or image_size(pipe, network, family),) * 2
-    reader = family.reader(pipe, size)
-    classes = classes_of(network, index.get("id2label"))
+    size = (options.size,) * 2 if options.size else image_size(pipe, network, family)
+    beside = read_beside(folder)
+    reader = labels_of(network, beside.get("null")) if family.reader is None else family.reader(pipe, size)
+    classes = classes_of(network, index.get("id2label"), beside)
     channels = pipe.vae.config.in_channels if family.latent else network.config.in_channels
-    spec = DataSpec(
-        kind="image", shape=(channels, *size), range=(0, 255), classes=classes, cond=getattr(reader, "conditions", {})
-    )
+    cond = getattr(reader, "conditions", {})
+    span = DataSpec.from_json(beside["data"]).range if "data" in beside else (0.0, 255.0)
+    spec = DataSpec(kind="image", shape=(channels, *size), range=span, classes=classes, cond=cond)
     codec = _codec(folder, pipe, spec) if family.latent else None
     asked = inspect.signature(type(pipe).__call__).parameters
     defaults: dict[str, Any] = {"steps": asked["num_inference_steps"].default}
@@ -174,7 +174,7 @@ def _model(
         defaults["guidance"] = float(asked[family.scale].default)
     return _assemble(
         pipe,
-        DiffusersNetwork(network, family.ask, (codec.latent if codec else spec).channels),
+        DiffusersNetwork(network.requires_grad_(False), family.ask, (codec.latent if codec else spec).channels),
         reader,
         config,
         spec,
@@ -189,28 +189,21 @@ def _load_bare(folder: Path, options: PretrainedOptions) -> Model:
     diffusers = _diffusers(str(folder))
     name = read_json(folder / _CONFIG).get("_class_name")
     check_known(folder, "network", name, BARE)
+    check_plain(options, str(folder))
     check_pickles(folder, [""])
-    beside = (folder / _SCHEDULE, folder.parent / "scheduler" / _SCHEDULE)
-    config = _scheduler_config(folder, options, *beside)
+    config = _scheduler_config(folder, options, folder / _SCHEDULE, folder.parent / "scheduler" / _SCHEDULE)
     with _explained(folder):
         dtype = getattr(torch, str(options.dtype).removeprefix("torch."))
         network = getattr(diffusers, str(name)).from_pretrained(str(folder), use_safetensors=True, dtype=dtype)
         network = network.to(options.device) if options.device is not None else network
-        side = options.size or network.config.sample_size
-        if not isinstance(side, int):
-            raise ValueError(f"sample_size is {side}; say it: load(folder, size=64)")
-        spec = DataSpec(
-            kind="image",
-            shape=(network.config.in_channels, side, side),
-            range=(0, 255) if str(name) == "UNet2DModel" else None,  # others make latents of an unknown codec
-            classes=classes_of(network),
-        )
+        beside = read_beside(folder)
+        spec = _spec_alone(network, str(name), _sides(options.size or network.config.sample_size), beside)
         consistent = config.get("_class_name") == "CMStochasticIterativeScheduler"
         family = FAMILIES["ConsistencyModelPipeline" if consistent else "DDPMPipeline"]
         model = _assemble(
             network,
-            DiffusersNetwork(network, BARE[str(name)], spec.channels),
-            labels_of(network),
+            DiffusersNetwork(network.requires_grad_(False), BARE[str(name)], spec.channels),
+            labels_of(network, beside.get("null")),
             config,
             spec,
             None,
@@ -219,6 +212,15 @@ def _load_bare(folder: Path, options: PretrainedOptions) -> Model:
             family=family,
         )
         return _compiled(model, options)
+
+
+def _spec_alone(network: Any, name: str, sides: tuple[int, int], beside: dict[str, Any]) -> DataSpec:
+    """Return what the states of a network without a pipeline are."""
+    shape = (network.config.in_channels, *sides)
+    if beside:
+        return replace(DataSpec.from_json(beside["spec"]), shape=shape)
+    span = (0.0, 255.0) if name == "UNet2DModel" else None  # others make latents of an unknown codec
+    return DataSpec(kind="image", shape=shape, range=span, classes=classes_of(network))
 
 
 def _compiled(model: Model, options: PretrainedOptions) -> Model:
@@ -282,14 +284,20 @@ def _codec(folder: Path, pipe: Any, spec: DataSpec) -> PretrainedCodec:
     return PretrainedCodec(spec, PretrainedCodecOptions(path=str(folder)), pipe.vae)
 
 
-def image_size(pipe: Any, network: Any, family: Family) -> int:
-    """Return the side of a pipeline's images in pixels."""
-    side = getattr(pipe, "default_sample_size", None) or network.config.get("sample_size")
-    if isinstance(side, list | tuple) and side[0] == side[1]:
-        side = side[0]
-    if not isinstance(side, int):
-        raise ValueError(f"sample_size is {side}; say the size in pixels: load(folder, size=512)")
-    return side * (2 ** (len(pipe.vae.config.block_out_channels) - 1) if family.latent else 1)
+def image_size(pipe: Any, network: Any, family: Family) -> tuple[int, int]:
+    """Return height and width of a pipeline's images in pixels."""
+    height, width = _sides(getattr(pipe, "default_sample_size", None) or network.config.get("sample_size"))
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1) if family.latent else 1
+    return height * factor, width * factor
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Return height and width of a `sample_size`, which is one number or two."""
+    if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return size[0], size[1]
+    if not isinstance(size, int):
+        raise ValueError(f"sample_size is {size}; say the size in pixels: load(folder, size=512)")
+    return size, size
 
 
 def _scheduler_config(folder: Path, options: PretrainedOptions, *places: Path) -> dict[str, Any]:

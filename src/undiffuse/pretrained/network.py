@@ -1,114 +1,13 @@
-"""A network of diffusers, called as its pipeline calls it, with named blocks for hooks."""
+"""How the pipelines of diffusers with prompts call their networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from undiffuse.networks.embedded import Embedded
-
-Ask = Callable[[Any, Tensor, Tensor, Embedded], Tensor]
-"""(network, x, timesteps (B,), conditions) -> output (B, C or 2C, H, W)."""
-
-
-class DiffusersNetwork(nn.Module):
-    """Calls a network of diffusers with what our conditions hold.
-
-    Args:
-        network: The network; it is frozen.
-        ask: How it is called.
-        channels: Channels of the states. A network that puts out twice as many predicts its variance, too.
-
-    Attributes:
-        learns_variance: Whether it does.
-        patch: How many elements of the state a token spans on an axis, 1 for a U-Net; Flux counts packed latents.
-        options: None: nothing here was built from options of ours.
-    """
-
-    options: Any = None
-
-    def __init__(self, network: nn.Module, ask: Ask, channels: int) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        self.ask, self.channels = ask, channels
-        self.learns_variance = getattr(network.config, "out_channels", channels) == 2 * channels
-        packed = type(network).__name__ == "FluxTransformer2DModel"
-        self.patch = 2 if packed else int(getattr(network.config, "patch_size", None) or 1)
-        self.blocks = named_blocks(network)
-
-    def forward(self, x: Tensor, timestep: Tensor, cond: Embedded | None = None) -> dict[str, Tensor]:
-        """Return "out" (B, C, H, W), and "variance" in [0, 1] where it is learned.
-
-        Args:
-            x: (B, C, H, W), in the network's dtype.
-            timestep: (B,), float32, as diffusers counts them.
-            cond: Embedded conditions.
-        """
-        raw = self.ask(self.network, x, timestep, cond or Embedded()).to(x.device)
-        if not self.learns_variance:
-            return {"out": raw}
-        out, rest = raw.split(self.channels, dim=1)
-        return {"out": out, "variance": (rest + 1) / 2}
-
-    def compile_network(self) -> None:
-        """Compile the network in place, as diffusers does; hooks then see only what runs uncompiled."""
-        self.network.compile()
-
-
-_SIDE_BY_SIDE = (
-    "JointTransformerBlock",
-    "FluxTransformerBlock",
-    "FluxSingleTransformerBlock",
-)  # return (text, picture)
-
-
-def named_blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the blocks of a network in order of execution: down0..., mid, up0... of a U-Net, with their resnets and
-    transformer blocks as "down0.resnet0", "mid.attention0"; block0..., single0... of a transformer.
-
-    A block that returns several tensors is read and edited at the one of the picture.
-    """
-    found: dict[str, nn.Module] = {}
-    for kind, short in (("down_blocks", "down"), ("mid_block", "mid"), ("up_blocks", "up")):
-        part = getattr(network, kind, None)
-        parts = {short: part} if kind == "mid_block" else {f"{short}{i}": one for i, one in enumerate(part or [])}
-        for name, block in parts.items():
-            if block is not None:
-                found |= _inside(name, block)
-                found[name] = block
-    for kind, short in (("transformer_blocks", "block"), ("single_transformer_blocks", "single")):
-        for i, block in enumerate(getattr(network, kind, None) or []):
-            found[f"{short}{i}"] = block
-    for block in found.values():
-        block.main_output = 1 if type(block).__name__ in _SIDE_BY_SIDE else 0  # type: ignore[assignment]
-    return found
-
-
-def _inside(name: str, block: nn.Module) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {}
-    for kind, short in (("resnets", "resnet"), ("attentions", "attention")):
-        for i, layer in enumerate(getattr(block, kind, None) or []):
-            if layer is not None:
-                found[f"{name}.{short}{i}"] = layer
-    return found
-
-
-# -- how each family is called ------------------------------------------------------------------------------
-
-
-def ask_unet(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:
-    """UNet2DModel: labels where it has them."""
-    labels = None if cond.vector is None else cond.vector[:, 0]
-    return network(x, timestep, class_labels=labels, return_dict=False)[0]
-
-
-def ask_dit(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:
-    """DiTTransformer2DModel, or Transformer2DModel with labels."""
-    assert cond.vector is not None
-    return network(x, timestep=timestep, class_labels=cond.vector[:, 0], return_dict=False)[0]
 
 
 def ask_text_unet(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from undiffuse.networks.diffusers_build import ClassNumbers
 from undiffuse.networks.embedded import Embedded
 from undiffuse.spec import ConditionSpec
 
@@ -72,12 +73,9 @@ class Labels(Reader):
         null: That row; None where the network was trained without one, so that every item needs a label.
     """
 
-    where: Tensor
-
     def __init__(self, null: int | None) -> None:
         super().__init__()
-        self.conditions, self.null = {}, null
-        self.register_buffer("where", torch.zeros(0), persistent=False)
+        self.conditions, self.numbers = {}, ClassNumbers(null)
 
     @property
     def names(self) -> set[str]:
@@ -86,16 +84,10 @@ class Labels(Reader):
 
     def read(self, cond: dict[str, Tensor], batch: int, drop: dict[str, Tensor]) -> Embedded:
         """Return the numbers as an integer vector (B, 1)."""
-        if self.null is None and (LABEL not in cond or LABEL in drop):
-            raise ValueError(
-                "this model was trained with a label for every item, so none can be left out (nor guided by leaving it "
-                "out); give cond={'label': ...}."
-            )
-        null = 0 if self.null is None else self.null
-        labels = cond.get(LABEL, torch.full((batch,), null)).to(self.where.device).long().expand(batch)
-        if LABEL in drop:
-            labels = torch.where(drop[LABEL].to(labels.device), null, labels)
-        return Embedded(vector=labels[:, None])
+        if LABEL not in cond:
+            return self.numbers.null(batch)
+        embedded: Embedded = self.numbers(cond[LABEL].expand(batch), drop.get(LABEL))
+        return embedded
 
 
 class Texts(NamedTuple):

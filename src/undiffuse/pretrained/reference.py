@@ -10,36 +10,55 @@ from undiffuse.errors import CheckpointError
 
 KIND = "pretrained"
 _PARTS = (".json", ".safetensors", ".txt", ".model")
+_FILES = ("lora", "scheduler")  # options of loading that may be paths
 
 
 def reference_to_json(info: dict[str, Any]) -> dict[str, Any]:
     """Return what finds a loaded pipeline again: "kind", "source", "hash" and "load"."""
-    source = Path(info["source"]).resolve()
-    return {"kind": KIND, "source": str(source), "hash": folder_hash(source), "load": info.get("load", {})}
+    source, load = Path(info["source"]).resolve(), dict(info.get("load", {}))
+    load |= {name: str(Path(load[name]).expanduser().resolve()) for name in _FILES if isinstance(load.get(name), str)}
+    return {"kind": KIND, "source": str(source), "hash": _hash(source, load), "load": load}
 
 
 def referred(config: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the options of a reference.
 
     Raises:
-        CheckpointError: The folder is gone, or holds other files than when the reference was written.
+        CheckpointError: The folder or a LoRA is gone, or holds other files than when the reference was written.
     """
-    source = Path(config["source"])
-    if not source.is_dir():
-        raise CheckpointError(f"the pipeline that this model refers to, {source}, is gone; put it back.")
-    found = folder_hash(source)
+    source, load = Path(config["source"]), dict(config.get("load") or {})
+    for path in (source, *_beside(load)):
+        if not path.exists():
+            raise CheckpointError(f"the pipeline that this model refers to, {path}, is gone; put it back.")
+    found = _hash(source, load)
     if found != config["hash"]:
         raise CheckpointError(
             f"the pipeline in {source} has changed: its hash is {found[:12]}... and this model refers to "
             f"{config['hash'][:12]}...; put the former files back, or load the folder itself."
         )
-    return source, dict(config.get("load") or {})
+    return source, load
+
+
+def _beside(load: dict[str, Any]) -> list[Path]:
+    """Return what was read beside the pipeline."""
+    return [Path(load[name]) for name in _FILES if isinstance(load.get(name), str)]
+
+
+def _hash(source: Path, load: dict[str, Any]) -> str:
+    """Return the hash of a pipeline, and of what was read beside it where something was."""
+    hashes = [folder_hash(path) for path in (source, *_beside(load))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def folder_hash(folder: Path) -> str:
-    """Return a hash of names and contents of weights, configurations and vocabularies, 64 hexadecimal digits."""
+    """Return a hash of names and contents of weights, configurations and vocabularies, 64 hexadecimal digits.
+
+    Args:
+        folder: A folder, or a single file.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _PARTS and path.is_file()):
+    found = [folder] if folder.is_file() else folder.rglob("*")
+    for path in sorted(path for path in found if path.suffix in _PARTS and path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -30,7 +30,7 @@ def load_vq_diffusion(folder: Path) -> Model:
     from undiffuse.codecs.pretrained import load_pretrained
     from undiffuse.denoisers.prompted_tokens import PROMPT, PromptedTokens
     from undiffuse.models.model import Model
-    from undiffuse.pretrained.network import named_blocks
+    from undiffuse.networks.diffusers_network import named_blocks
 
     transformer = diffusers.Transformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True)
     vq = read_json(folder / "vqvae" / "config.json")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import PlanError
+from undiffuse.limits import check_counts
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.tables import TableSchedule
@@ -54,7 +55,7 @@ def make_grid(
         raise ValueError(f"start={start} must lie above t_min={schedule.t_min} and be at most 1.")
     if shape == "t" and end == "zero":
         return uniform_grid(steps, start)
-    _check_steps(steps)
+    check_counts(steps=steps)
     if shape in ("linspace", "leading", "trailing"):
         return _table_grid(schedule, steps, shape, end, start)
     low = end if isinstance(end, float) else schedule.t_min
@@ -70,7 +71,7 @@ def uniform_grid(steps: int, start: float = 1.0) -> Tensor:
     Raises:
         ValueError: `steps` below 1.
     """
-    _check_steps(steps)
+    check_counts(steps=steps)
     return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
 
 
@@ -156,11 +157,6 @@ def _falls(times: list[float]) -> bool:
     return times[0] <= 1 and times[-1] >= 0 and all(map(gt, times, times[1:]))
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1.")
-
-
 def _check_fit(grid: Tensor, x_shape: tuple[int, ...]) -> None:
     batch, frames = grid.shape[1:]
     if batch not in (1, x_shape[0]) or (frames != 1 and (len(x_shape) < 2 or frames != x_shape[1])):
@@ -214,7 +210,7 @@ def _ends(schedule: Schedule, start: float, low: float) -> list[float]:
 
 def _limited_grid(schedule: Schedule, steps: int, shape: str, end: End | float, start: float) -> Tensor:
     """The grid of "logsnr:LOW:HIGH:BEND"; a `start` below the time of LOW takes its place."""
-    _check_steps(steps)
+    check_counts(steps=steps)
     if end != "zero":
         raise ValueError(f"grid {shape!r} has a last noise level of its own and ends at 0; end={end!r} has no place.")
     low, high, bend = _limits(shape, schedule)

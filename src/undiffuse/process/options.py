@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from undiffuse.words import option
 
+_TABLES = ("ddpm", "scaled-linear", "cosine-table")
 _RESTORATION = ("ir-sde", "resshift", "i2sb", "indi", "rddm")
 
 
@@ -25,6 +26,7 @@ class GaussianOptions:
         "rf",
         "ddpm",
         "scaled-linear",
+        "cosine-table",
         "ir-sde",
         "resshift",
         "i2sb",
@@ -38,6 +40,10 @@ class GaussianOptions:
     prediction: Literal["data", "noise", "velocity", "v", "edm"] = option("v", "what the network puts out")
     shift: float = option(1.0, "time shift of the rf schedule; above 1 spends more time at high noise")
     data_std: float = option(1.0, "standard deviation of the data in model units, for prediction 'edm'")
+    levels: int | None = option(None, "ddpm, scaled-linear, cosine-table: entries of the table; none: 1000")
+    beta_min: float | None = option(None, "ddpm, scaled-linear: first beta; none: 0.0001 and 0.00085")
+    beta_max: float | None = option(None, "ddpm, scaled-linear: last beta; none: 0.02 and 0.012")
+    zero_snr: bool = option(False, "ddpm, scaled-linear, cosine-table: let the table end in pure noise")
 
     def __post_init__(self) -> None:
         if not self.shift > 0 or not self.data_std > 0:
@@ -55,10 +61,36 @@ class GaussianOptions:
             raise ValueError(
                 f"shift={self.shift} belongs to schedule 'rf', not {self.schedule!r}; remove it or switch."
             )
+        self._check_table()
+
+    def _check_table(self) -> None:
+        """Options of tables go with tables, and make one."""
+        wrong = {
+            "levels": self.levels is not None and self.schedule not in _TABLES,
+            "zero_snr": self.zero_snr and self.schedule not in _TABLES,
+            "beta_min": self.beta_min is not None and self.schedule not in _TABLES[:2],
+            "beta_max": self.beta_max is not None and self.schedule not in _TABLES[:2],
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                known = _TABLES[:2] if name.startswith("beta") else _TABLES
+                raise ValueError(
+                    f"{name}={getattr(self, name)} belongs to schedules {', '.join(known)}, not {self.schedule!r}; "
+                    f"leave it out."
+                )
+        if self.levels is not None and not self.levels >= 3:
+            raise ValueError(f"levels={self.levels}: a table has at least 3 noise levels.")
+        for name, beta in (("beta_min", self.beta_min), ("beta_max", self.beta_max)):
+            if beta is not None and not 0 < beta < 1:
+                raise ValueError(f"{name}={beta} is the share of variance that a step replaces; it lies inside (0, 1).")
 
     @property
-    def schedule_options(self) -> dict[str, float]:
+    def schedule_options(self) -> dict[str, Any]:
         """What `make_schedule` takes beside the name."""
+        if self.schedule in _TABLES:
+            named = {"steps": self.levels, "beta_min": self.beta_min, "beta_max": self.beta_max}
+            given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+            return given | ({"zero_terminal_snr": True} if self.zero_snr else {})
         spread = {} if self.spread is None else {"spread": self.spread}
         return {"shift": self.shift} if self.schedule == "rf" else spread
 

@@ -19,6 +19,7 @@ SCHEDULES: dict[str, str] = {
     "rf": "undiffuse.process.schedules:RectifiedFlowSchedule",
     "ddpm": "undiffuse.process.tables:ddpm_schedule",
     "scaled-linear": "undiffuse.process.tables:scaled_linear_schedule",
+    "cosine-table": "undiffuse.process.tables:cosine_table_schedule",
     "ir-sde": "undiffuse.process.restoration:IRSDESchedule",
     "resshift": "undiffuse.process.restoration:ResShiftSchedule",
     "i2sb": "undiffuse.process.restoration:I2SBSchedule",

@@ -133,6 +133,17 @@ def table_from_betas(betas: Tensor, zero_terminal_snr: bool = False) -> TableSch
     return TableSchedule(alphas_cumprod=tuple((root**2).tolist()))
 
 
+def cosine_betas(steps: int, most: float = 0.999) -> Tensor:
+    """Return betas (steps,), float64, whose table follows cos^2, each cut to `most`, for the last is 1."""
+    kept = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+    return torch.tensor([min(1 - after / before, most) for before, after in pairwise(kept)], dtype=torch.float64)
+
+
+def cosine_table_schedule(steps: int = 1000, zero_terminal_snr: bool = False) -> TableSchedule:
+    """Table of the cosine schedule of Nichol and Dhariwal 2021, arXiv:2102.09672, with its last betas cut to 0.999."""
+    return table_from_betas(cosine_betas(steps), zero_terminal_snr)
+
+
 def ddpm_schedule(
     steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02, zero_terminal_snr: bool = False
 ) -> TableSchedule:

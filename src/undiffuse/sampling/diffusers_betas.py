@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from undiffuse.errors import PlanError
-from undiffuse.process.tables import TableSchedule, table_from_betas
+from undiffuse.process.tables import TableSchedule, cosine_betas, table_from_betas
 
 _TINY = 2.0**-24
-_HIGHEST = 0.999  # of a cosine beta, which is 1 at the end
+_SAME = 1e-6  # of betas, which are known to nine digits, and of log-SNR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,26 @@ class Betas:
         if self.kind not in known:
             raise PlanError(f"beta_schedule={self.kind!r} has no counterpart; known are {', '.join(known)}.")
 
+    @classmethod
+    def of(cls, schedule: TableSchedule) -> Betas:
+        """Return the options that make a table: by name where it is one of those known, else its betas themselves."""
+        abar = torch.tensor(schedule.alphas_cumprod, dtype=torch.float64)
+        count, betas = len(abar), 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
+        if abar[-1] == 0:  # what they were before the table was scaled cannot be read off it
+            ends = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+        else:
+            ends = dict.fromkeys(("linear", "scaled_linear"), (_round(betas[0]), _round(betas[-1])))
+        for kind, (first, last) in {**ends, "squaredcos_cap_v2": (cls.first, cls.last)}.items():
+            made = cls(kind=kind, first=first, last=last, count=count, zero_snr=bool(abar[-1] == 0))
+            if made.zero_snr:
+                table = torch.tensor(made.schedule().alphas_cumprod, dtype=torch.float64)
+                same = torch.isclose(torch.logit(table), torch.logit(abar), rtol=0, atol=_SAME)
+            else:
+                same = torch.isclose(made._betas(), betas, rtol=_SAME, atol=0)
+            if bool(same.all()):
+                return made
+        return cls(count=count, trained=tuple(betas.tolist()))
+
     def schedule(self) -> TableSchedule:
         """Return the table."""
         table = table_from_betas(self._betas(), self.zero_snr)
@@ -64,6 +82,8 @@ class Betas:
         if self.kind == "sigmoid":
             ramp = torch.sigmoid(torch.linspace(-6, 6, self.count, dtype=torch.float64))
             return ramp * (self.last - self.first) + self.first
-        kept = [math.cos((i / self.count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(self.count + 1)]
-        falls = [min(1 - after / before, _HIGHEST) for before, after in pairwise(kept)]
-        return torch.tensor(falls, dtype=torch.float64)
+        return cosine_betas(self.count)
+
+
+def _round(beta: Tensor) -> float:
+    return float(f"{float(beta):.9g}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from undiffuse.errors import TrainingError
 from undiffuse.networks.backbone import Backbone
-from undiffuse.networks.compilation import compile_blocks
 from undiffuse.training.objectives import Trained
 from undiffuse.training.options import TrainOptions
 
@@ -27,6 +26,6 @@ def prepare_blocks(denoiser: Trained, options: TrainOptions) -> None:
             f"train.compile and train.checkpoint_activations need a network with named blocks, which this "
             f"{type(denoiser).__name__} does not have; leave them off."
         )
-    network.recomputes = options.checkpoint_activations
+    network.recompute(options.checkpoint_activations)
     if options.compile:
-        compile_blocks(network)
+        network.compile_network()

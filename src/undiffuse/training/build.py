@@ -10,7 +10,8 @@ from undiffuse.denoisers.causal import token_denoiser
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
-from undiffuse.denoisers.shift import ShiftedDenoiser
+from undiffuse.denoisers.shift import SOURCE
+from undiffuse.denoisers.timestep import network_denoiser
 from undiffuse.distillation.build import make_flow_map_objective, make_student
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError
@@ -79,9 +80,10 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     assert isinstance(recipe.process, GaussianOptions)
     if isinstance(recipe.objective, DenoisingOptions) and recipe.objective.coupling == "optimal":
         process = replace(process, source="data")  # its noise is paired with data, so no score follows from the mean
-    kind = ShiftedDenoiser if recipe.process.start == "source" else NetworkDenoiser
+    source = SOURCE if recipe.process.start == "source" else None
+    predicted, data_std = recipe.process.prediction, recipe.process.data_std
     try:
-        denoiser = kind(network, process, recipe.process.prediction, spec=spec, data_std=recipe.process.data_std)
+        denoiser = network_denoiser(network, process, predicted, spec=spec, data_std=data_std, source=source)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if isinstance(recipe.objective, FlowMapOptions):

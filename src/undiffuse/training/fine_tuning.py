@@ -13,6 +13,7 @@ from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.inflation import fill_inflated, has_temporal
 from undiffuse.spec import DataSpec
 from undiffuse.training.objectives import Trained
+from undiffuse.training.starting import fit_labels
 
 _VARIANCE = "backbone.variance"  # a head that a student does not need
 
@@ -22,7 +23,7 @@ def start_from(denoiser: Trained, name: str) -> None:
 
     Args:
         denoiser: Changed in place.
-        name: A model's folder, or a built-in model.
+        name: A model's folder, a built-in model, or a folder of diffusers (see `undiffuse.training.starting`).
 
     Raises:
         CheckpointError: There is no such model, or its network is another.
@@ -63,6 +64,7 @@ def take_weights(denoiser: Trained, model: Trained, name: str) -> None:
         return
     own = denoiser.state_dict()
     given = {key: part for key, part in model.state_dict().items() if key in own or not key.startswith(_VARIANCE)}
+    given = fit_labels(given, own, model)
     wrong = [key for key in sorted(own.keys() | given.keys()) if _shape(given, key) != _shape(own, key)]
     if wrong:
         raise CheckpointError(

@@ -48,7 +48,7 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
     with FakeTensorMode():
         variance = getattr(recipe.objective, "learn_variance", False)
         network = build_network(recipe.model, spec, states=_states(recipe, spec), variance=variance).eval()
-        network.recomputes = recipe.train.checkpoint_activations
+        network.recompute(recipe.train.checkpoint_activations)
         parameters = sum(p.numel() for p in network.parameters())
         kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
     share = 0.5 if recipe.train.precision == "bfloat16" else 1.0

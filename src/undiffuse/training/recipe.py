@@ -30,7 +30,14 @@ from undiffuse.distillation.options import (
     ShortcutOptions,
 )
 from undiffuse.errors import ConfigError
-from undiffuse.networks.options import DiTOptions, MLPOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import (
+    DiffusersDiTOptions,
+    DiffusersUNetOptions,
+    DiTOptions,
+    MLPOptions,
+    TransformerOptions,
+    UNetOptions,
+)
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.sampling.options import SampleOptions
 from undiffuse.training.options import (
@@ -67,7 +74,7 @@ RECIPES = (
 _PATHS = frozenset({"data.source", "data.pair", "data.tokenizer", "train.init", "codec.path", "objective.teacher"})
 
 
-_CONTINUOUS = (UNetOptions, DiTOptions, MLPOptions)  # networks of numbers
+_CONTINUOUS = (UNetOptions, DiTOptions, MLPOptions, DiffusersUNetOptions, DiffusersDiTOptions)  # networks of numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +85,8 @@ class Recipe:
     codec: NoCodecOptions | PCAOptions | AutoencoderOptions | VQOptions | PretrainedCodecOptions = field(
         default_factory=NoCodecOptions, metadata={"help": "what turns data into the latents to train on"}
     )
-    model: UNetOptions | DiTOptions | MLPOptions | TransformerOptions = field(
-        default_factory=UNetOptions, metadata={"help": "the network"}
+    model: UNetOptions | DiTOptions | MLPOptions | TransformerOptions | DiffusersUNetOptions | DiffusersDiTOptions = (
+        field(default_factory=UNetOptions, metadata={"help": "the network"})
     )
     process: GaussianOptions | CategoricalOptions = field(
         default_factory=GaussianOptions, metadata={"help": "how data turns into noise"}

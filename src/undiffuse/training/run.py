@@ -38,7 +38,8 @@ from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
 from undiffuse.training.publish import Publisher
-from undiffuse.training.recipe import Recipe, choose_recipe, override_layers, recipe_layer
+from undiffuse.training.recipe import RECIPES, Recipe, choose_recipe, override_layers, recipe_layer
+from undiffuse.training.starting import recipe_of
 from undiffuse.training.trackers import require_trackers
 from undiffuse.training.trainer import Outcome, Trainer
 from undiffuse.training.versions import versions
@@ -199,13 +200,17 @@ def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Se
     """
     source, recipe = _sort_out(source, recipe)
     named: dict[str, Any] = {} if source is None else {"data.source": str(source) if is_name(source) else GIVEN}
+    begun = recipe_of(_known_options(recipe, layers).init)
+    if begun and not _may_be_pictures(source, recipe):
+        begun.pop("data", None)  # nothing else has a size to be brought to
     if recipe is not None:
-        resolved = resolve(Recipe, _base(recipe), named, *layers)
+        base = (_base(recipe), begun) if recipe in RECIPES else (begun, _base(recipe))  # a file of one's own goes first
+        resolved = resolve(Recipe, *base, named, *layers)
         return resolved, _open(source, resolved.data)
-    data = resolve(Recipe, named, *(_only("data", layer) for layer in layers)).data
+    data = resolve(Recipe, named, {"data": begun.pop("data", {})}, *(_only("data", layer) for layer in layers)).data
     dataset = _open(source, data)
     name = choose_recipe(dataset.spec, data.source)
-    return resolve(Recipe, recipe_layer(name), {"data": to_dict(data)}, *layers), dataset
+    return resolve(Recipe, recipe_layer(name), begun, {"data": to_dict(data)}, *layers), dataset
 
 
 def prepare(recipe: Recipe, dataset: Dataset, processes: int = 1, codec: Codec | None = None) -> Prepared:
@@ -377,6 +382,14 @@ def _only(group: str, layer: dict[str, Any] | list[str]) -> dict[str, Any] | lis
     if isinstance(layer, list):
         return [text for text in layer if text.startswith(f"{group}.")]
     return {key: value for key, value in layer.items() if key == group or key.startswith(f"{group}.")}
+
+
+def _may_be_pictures(source: Source | None, recipe: str | Path | Recipe | None) -> bool:
+    from undiffuse.data.embedded import EMBEDDED
+
+    if source is None and recipe is not None:
+        source = resolve(Recipe, _base(recipe)).data.source
+    return is_name(source) and source not in EMBEDDED and Path(str(source)).suffix not in (".npy", ".npz", ".csv")
 
 
 def _open(source: Source | None, data: DataOptions) -> Dataset:
