@@ -9,7 +9,7 @@ import pytest
 
 from undiffuse.cli.main import run
 
-_WORDS = ("digits-mixture", "--operators", "inpaint50,sr2", "--limit", "3", "--samples", "2", "--out", "there")
+_WORDS = ("digits-mixture", "--operators", "inpaint50,sr2", "-n", "3", "--samples", "2", "--out", "there")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_rows_are_written_and_the_same_command_goes_on(capsys: pytest.CaptureFix
 
 
 def test_a_trained_model_is_measured_on_what_it_never_saw(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("digits", "--operators", "sr2", "--methods", "ddrm", "--steps", "2", "--limit", "2", "--samples", "1")
+    words = ("digits", "--operators", "sr2", "--methods", "ddrm", "--steps", "2", "-n", "2", "--samples", "1")
     code, out, err = asked(capsys, *words, "--json")
     assert code == 0, err
     assert "held out of training" in err

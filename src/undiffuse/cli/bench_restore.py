@@ -24,10 +24,10 @@ model digits-mixture is a prior of the digits whose posterior is known exactly, 
 it.
 \b
 Examples:
-  undiffuse bench-restore digits-mixture --operators inpaint50,sr2,blur --steps 20,100 --limit 24
+  undiffuse bench-restore digits-mixture --operators inpaint50,sr2,blur --steps 20,100 -n 24
   undiffuse bench-restore digits digits --methods ddrm,diffpir,red-diff
   undiffuse bench-restore runs/photos new-photos/ --operators "blur:gaussian,sigma=3;downsample:4" --methods all
-  undiffuse bench-restore runs/photos new-photos/ --operators standard --methods mmps,dps,ddrm --steps 20 --limit 8
+  undiffuse bench-restore runs/photos new-photos/ --operators standard --methods mmps,dps,ddrm --steps 20 -n 8
 """
 _MIXTURE = "digits-mixture"
 
@@ -41,11 +41,17 @@ def bench_restore(
     operators: Annotated[str, typer.Option(help="What to undo, see below.")] = "inpaint50,sr2,blur1",
     methods: Annotated[str, typer.Option(help="all, or names such as mmps,diffpir,red-diff.")] = "all",
     steps: Annotated[str, typer.Option(help="Numbers of steps, a row each.")] = "20,100",
-    limit: Annotated[int, typer.Option(help="Items, chosen by the seed.")] = 64,
+    n: Annotated[int, typer.Option("-n", "--count", help="Items, chosen by the seed.")] = 64,
     samples: Annotated[int, typer.Option(help="Samples of each item; 1 has no spread.")] = 8,
     noise_std: Annotated[
         float, typer.Option(help="Standard deviation of the noise, in image units: black to white is 1.")
     ] = 0.025,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            help="Add a distance in features: lpips, or a classifier's folder or shipped name.", show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 64,
     out: Annotated[
         Path | None,
@@ -59,6 +65,7 @@ def bench_restore(
 
     Writes results.json and results.md, anew after each row, and report.html; the same command goes on where it stopped.
     """
+    from undiffuse.cli.failures import goes_on
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import safe_name
     from undiffuse.report.restore_bench import restore_bench_page
@@ -71,14 +78,15 @@ def bench_restore(
     words = split_operators(operators)
     for word in words:
         operator_text(word)  # refuses before the model is read
-    prior, clean, name = _load(model, data, limit, seed, device, output)
+    prior, clean, name = _load(model, data, n, seed, device, output)
     built, std = _build(words, prior, clean, seed, noise_std)
     folder = make_folder(out or Path("bench-restore") / safe_name(name))
     settings = {"model": name, "data": data or "held out", "items": len(clean), "samples": samples, "seed": seed}
     settings |= {"noise, image units": noise_std, "noise, model units": std}
+    settings |= {"perceptual": perceptual}
     before = _before(folder, settings, output)
 
-    with output.progress() as listener:
+    with output.progress() as listener, goes_on(f"the rows that were done are in {folder}"):
         found = measure(
             prior,
             clean,
@@ -88,6 +96,7 @@ def bench_restore(
             noise_std=std,
             samples=samples,
             seed=seed,
+            perceptual=perceptual,
             before=before,
             settings=settings,
             keep=partial(_write_rows, folder=folder),
@@ -102,9 +111,7 @@ def bench_restore(
     output.finish(f"The page is {written['report']}", {**written, **found.to_json()})
 
 
-def _load(
-    model: str, data: str | None, limit: int, seed: int, device: str, output: Output
-) -> tuple[Model, Tensor, str]:
+def _load(model: str, data: str | None, n: int, seed: int, device: str, output: Output) -> tuple[Model, Tensor, str]:
     """Return the prior, clean items in model units, and its name."""
     from undiffuse.analysis.items import choose_items
     from undiffuse.cli.places import choose_device, find_model, open_held_out
@@ -118,12 +125,12 @@ def _load(
         assert prior.spec is not None
         made = Model(prior, prior.spec).to(choose_device(device))
         if data is None:
-            return made, held_out[:limit].to(choose_device(device)), model
-        items = choose_items(open_data(data, spec=prior.spec), limit, seed)
+            return made, held_out[:n].to(choose_device(device)), model
+        items = choose_items(open_data(data, spec=prior.spec), n, seed)
         return made, prior.spec.to_model(items.data.double()), model
     found = find_model(model, device)
     dataset, what = open_held_out(found, data)
-    items = choose_items(dataset, limit, seed)
+    items = choose_items(dataset, n, seed)
     output.say(f"{len(items.data)} of {len(dataset)} items{what}")
     return found.model, found.model.spec.to_model(items.data.to(found.model.device)), model
 

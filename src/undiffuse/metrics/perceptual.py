@@ -1,4 +1,4 @@
-"""Distances of pictures in the features of a frozen network, as a loss of codecs.
+"""Distances of pictures in the features of a frozen network: a loss of codecs, and a figure of restorations.
 
 Source: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", equation 1,
     arXiv:1801.03924: features are normalised over channels, differences squared and averaged over places.
@@ -28,13 +28,13 @@ def make_distance(features: str, data: DataSpec) -> Distance:
         CheckpointError: The classifier cannot be loaded.
     """
     if data.kind not in ("image", "video"):
-        raise ConfigError(f"codec.perceptual compares pictures, but these are {data.noun}; set it to 0.")
+        raise ConfigError(f"a perceptual distance compares pictures, but these are {data.noun}; leave it out.")
     if features == "lpips":
         return _lpips()
     network = load_classifier(features).eval().requires_grad_(False)
     if tuple(network.config.shape) != tuple(data.shape[data.channel_axis :]):
         raise ConfigError(
-            f"codec.features={features} sees pictures of shape {tuple(network.config.shape)}, these have "
+            f"classifier {features} sees pictures of shape {tuple(network.config.shape)}, these have "
             f"{tuple(data.shape[data.channel_axis :])}; train one with undiffuse.metrics.train_classifier."
         )
 
@@ -64,7 +64,7 @@ def _lpips() -> Distance:
         import lpips
     except ImportError as error:
         raise ConfigError(
-            "codec.features=lpips needs the library lpips (pip install lpips); or give the folder of a classifier, see "
+            "the distance lpips needs the library lpips (pip install lpips); or give the folder of a classifier, see "
             "undiffuse.metrics.train_classifier."
         ) from error
     network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)

@@ -15,11 +15,11 @@ from undiffuse.data.dataset import Dataset
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.events import Listener, Message, Started
 from undiffuse.metrics.codebook import codebook_health
+from undiffuse.metrics.perceptual import make_distance
 from undiffuse.training.adversary import make_adversary
 from undiffuse.training.devices import Devices
 from undiffuse.training.objectives import Objective
 from undiffuse.training.options import TrainOptions
-from undiffuse.training.perceptual import make_distance
 from undiffuse.training.quantising import QuantisingObjective
 from undiffuse.training.reconstruction import ReconstructionObjective, Reconstructor
 from undiffuse.training.trainer import Trainer

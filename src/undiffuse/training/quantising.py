@@ -26,10 +26,10 @@ from torch import Tensor
 from undiffuse.codecs.options import VQOptions
 from undiffuse.codecs.quantised import Quantised, TokenCodec
 from undiffuse.denoisers.base import Denoiser
+from undiffuse.metrics.perceptual import Distance
 from undiffuse.noise import NoiseSource
 from undiffuse.training.adversary import Adversary
 from undiffuse.training.objectives import Corrupted, Losses, Objective, mean_over_items
-from undiffuse.training.perceptual import Distance
 from undiffuse.training.reconstruction import Reconstructor
 
 _SMALLEST = 1e-6  # of a moving average of counts: below, the quotient of two numbers that underflow

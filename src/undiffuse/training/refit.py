@@ -78,10 +78,10 @@ def refit_codebook(
     data: Dataset | str | Path,
     *,
     held_out: Dataset | None = None,
-    size: int | None = None,
-    steps: int = 2000,
+    codes: int | None = None,
+    train_steps: int = 2000,
     lr: float = 1e-3,
-    batch_size: int = 64,
+    train_batch_size: int = 64,
     vectors: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -94,14 +94,14 @@ def refit_codebook(
         codec: A codec with a codebook, or its folder.
         data: Items like those that the codec was trained on, for the encodings and the fine-tuning; or their name.
         held_out: Items for the figures; None takes `data`.
-        size: Code vectors P; None: as many as before.
-        steps: Optimizer steps of the fine-tuning; 0: none.
+        codes: Code vectors P; None: as many as before.
+        train_steps: Optimizer steps of the fine-tuning; 0: none.
         lr: Their peak learning rate.
-        batch_size: Items per step.
+        train_batch_size: Items per step.
         vectors: Encodings that are clustered; None: 15 000, or 40 per code vector.
         seed: Of the sample, the k-means seeds and the order of the items.
         out: Folder for the codec; a fine-tuning that was stopped goes on from there.
-        train: Device, precision, and what is logged; steps, batch_size, lr and seed above count.
+        train: Device, precision, and what is logged; train_steps, train_batch_size, lr and seed above count.
         listener: Hears about progress.
 
     Raises:
@@ -110,32 +110,43 @@ def refit_codebook(
         ValueError: The encodings are not finite, or a number is out of range.
         TrainingError: As for any training.
     """
-    if steps < 0 or (size is not None and size < 2):
-        raise ValueError(f"size={size} must be at least 2 and steps={steps} not negative.")
+    if train_steps < 0 or (codes is not None and codes < 2):
+        raise ValueError(f"codes={codes} must be at least 2 and train_steps={train_steps} not negative.")
     found = require_codebook(load_codec(codec) if isinstance(codec, (str, Path)) else codec)
     options = replace(
-        train or TrainOptions(checkpoint_every=max(1, steps), preview_every=0, validate_every=0), seed=seed
+        train or TrainOptions(checkpoint_every=max(1, train_steps), preview_every=0, validate_every=0), seed=seed
     )
     data = open_data(str(data), spec=found.data) if isinstance(data, (str, Path)) else data
     devices, seen = Devices(options), held_out or data
     old = copy.deepcopy(found).eval().requires_grad_(False).to(devices.device)
-    count = size or old.latent.categories
+    count = codes or old.latent.categories
     health: dict[str, Any] = {"device": str(devices.device), "listener": listener}
     with ExitStack() as held:
         place = Path(out) if out else Path(held.enter_context(tempfile.TemporaryDirectory()))
         held.enter_context(locked(make_folder(place)))
-        _bind(place, old, {"size": count, "steps": steps, "lr": lr, "batch": batch_size, "seed": seed})
+        _bind(place, old, {"size": count, "steps": train_steps, "lr": lr, "batch": train_batch_size, "seed": seed})
         before = codebook_health(old, seen, **health)
         new, clusters = rebuild(old, data, count, vectors=vectors, seed=seed, listener=listener)
         rebuilt = codebook_health(new, seen, **health)
         listener(Message("train", f"rebuilt: {rebuilt}"))
         tuned = _fine_tune(
-            new, data, place, steps, lr, batch_size, options, devices, listener, None if out is None else held_out
+            new,
+            data,
+            place,
+            train_steps,
+            lr,
+            train_batch_size,
+            options,
+            devices,
+            listener,
+            None if out is None else held_out,
         )
         made = (tuned or new).cpu().eval().requires_grad_(False)
         made.seal()
         if out is not None:
-            save_codec(made, place, {"refit": {"size": count, "steps": steps, "seed": seed}, "done": tuned is not None})
+            save_codec(
+                made, place, {"refit": {"size": count, "steps": train_steps, "seed": seed}, "done": tuned is not None}
+            )
     after = codebook_health(made.to(devices.device), seen, **health) if tuned is not None else None
     return Refit(made.cpu(), before, rebuilt, after, clusters.error, None if out is None else place)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from undiffuse.denoisers.mixture import GaussianDenoiser
-from undiffuse.errors import UndiffuseError
+from undiffuse.errors import CheckpointError, UndiffuseError
 from undiffuse.metrics import energy_distance, psnr
+from undiffuse.metrics.classifier import ClassifierConfig, build_classifier, save_classifier
+from undiffuse.metrics.perceptual import make_distance
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
@@ -161,3 +164,21 @@ def test_other_files_are_refused():
     with pytest.raises(UndiffuseError, match="no results of bench-restore"):
         RestoreBench.from_json({"format": "other"})
     assert BenchRow(operator="a", method="b", steps=1).key == ("a", "b", 1)
+
+
+def test_a_perceptual_distance_is_a_column_of_its_own(tmp_path: Path):
+    config = ClassifierConfig(shape=_SHAPE, classes=("a", "b"), widths=(4,), blocks=(1,))
+    folder = str(save_classifier(build_classifier(config), tmp_path / "classifier"))
+    model, clean, holes = gaussian(), data(), {"holes": mask()}
+    found = bench_restore(model, clean, holes, ["ddrm"], [3], noise_std=0.3, samples=2, perceptual=folder)
+    assert [row.perceptual is not None and row.perceptual > 0 for row in found.rows] == [True, True]
+    assert "perceptual" in found.columns
+    trial = replace(measure("holes", mask(), clean, 0.3, 0, model), distance=make_distance(folder, model.spec))
+    assert figures(trial, clean[None])["perceptual"] == 0.0
+    video = normals(2, 3, *_SHAPE)  # frame by frame
+    frames = replace(trial, clean=video, y=video, operator=Identity(video.shape[1:]))
+    apart, distance = figures(frames, video.flip(1)[None])["perceptual"], make_distance(folder, model.spec)
+    single = [part.flatten(0, 1).float() for part in (video.flip(1), video)]
+    assert apart == pytest.approx(float(distance(*single).mean()))
+    with pytest.raises(CheckpointError, match="there is no classifier"):
+        bench_restore(model, clean, holes, ["ddrm"], [3], perceptual="nowhere")

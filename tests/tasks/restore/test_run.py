@@ -382,7 +382,7 @@ def test_answers_far_from_the_measurement_are_warned_of(model: Model) -> None:
 def test_a_rough_start_saves_steps(model: Model) -> None:
     hole, y = Mask(SHAPE, HOLE), pictures(1, *SHAPE)
     options: dict[str, Any] = {"noise_std": 0.1, "samples": 1, "steps": 5}
-    near = restore(model, hole(y), hole, "diffpir", t_start=0.05, x_init=y, **options)
+    near = restore(model, hole(y), hole, "diffpir", start=0.05, x_init=y, **options)
     far = restore(model, hole(y), hole, "diffpir", **options)
     hidden = HOLE[None] == 0
     assert (near.mean - y)[hidden].square().mean() < 0.3 * (far.mean - y)[hidden].square().mean()

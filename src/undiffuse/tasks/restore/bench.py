@@ -19,6 +19,7 @@ from undiffuse.denoisers.mixture import MixtureDenoiser
 from undiffuse.errors import UndiffuseError
 from undiffuse.events import Advanced, Finished, Listener, Message, Started, silent
 from undiffuse.metrics.calibration import coverage, energy_to_reference, fair_crps, spread_ratio
+from undiffuse.metrics.perceptual import Distance, make_distance
 from undiffuse.metrics.restoration import consistency, psnr, ssim
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
@@ -49,6 +50,7 @@ class Trial:
         noise_std: Of their noise, model units.
         exact: The exact posterior, where it is known.
         reference: Samples of it (M, B, *shape).
+        distance: Of pictures, in features, where asked for.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Trial:
     noise_std: float
     exact: MixturePosterior | None = None
     reference: Tensor = field(default_factory=lambda: torch.empty(0))
+    distance: Distance | None = None
 
 
 def bench_restore(
@@ -71,6 +74,7 @@ def bench_restore(
     samples: int = 8,
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    perceptual: str | None = None,
     before: RestoreBench | None = None,
     settings: Mapping[str, Any] | None = None,
     keep: Keep | None = None,
@@ -89,6 +93,7 @@ def bench_restore(
         samples: K of each item; 1 has no spread.
         seed: Of noise and samples.
         options: Method -> options of its own.
+        perceptual: Adds the distance in features: "lpips", or a classifier by its folder or shipped name.
         before: Rows that are there already; they are not computed again.
         settings: Kept with the rows.
         keep: Hears of all rows after each new one, to write them.
@@ -97,6 +102,7 @@ def bench_restore(
 
     Raises:
         ValueError: A method is unknown, or numbers are out of range. What a method cannot do is a row with the reason.
+        ConfigError: The perceptual distance cannot be had, or does not fit the items.
     """
     chosen = _checked_methods(methods)
     if noise_std < 0 or samples < 1 or not steps or min(steps) < 1 or len(clean) < 1 or not operators:
@@ -104,12 +110,13 @@ def bench_restore(
             f"noise_std={noise_std}, samples={samples}, steps={tuple(steps)}, {len(clean)} items and {len(operators)} "
             "operators; expected at least 0, and at least 1 of all others."
         )
+    distance = make_distance(perceptual, model.spec) if perceptual is not None else None
     found = RestoreBench(rows=() if before is None else before.rows, settings=dict(settings or {}))
     known = {row.key for row in found.rows}
     listener(Started(_TASK, len(operators) * len(chosen) * len(steps), "row"))
     count = 0
     for name, operator in operators.items():
-        trial = measure(name, operator, clean, noise_std, seed, model)
+        trial = replace(measure(name, operator, clean, noise_std, seed, model), distance=distance)
         if trial.exact is not None and (name, EXACT, 0) not in known:
             found = _kept(found, exact_row(trial, samples, seed), keep)
         for method in chosen:
@@ -191,6 +198,10 @@ def figures(trial: Trial, samples: Tensor) -> dict[str, Any]:
         with warnings.catch_warnings():  # about small windows: the same for all rows
             warnings.simplefilter("ignore")
             found["ssim"] = float(ssim(flat, repeated).mean())
+    if trial.distance is not None:
+        pictures = (part.float().flatten(0, -4) for part in (flat, repeated))  # the frames of a video one by one
+        with torch.no_grad():
+            found["perceptual"] = float(trial.distance(*pictures).mean())
     if count > 1:
         found["spread"] = spread_ratio(samples, clean)
         found["coverage"] = coverage(samples, clean).share

@@ -23,6 +23,7 @@ class BenchRow:
         psnr: Of one sample, mean over images and samples.
         psnr_mean: Of the mean of K samples.
         ssim: Of one sample.
+        perceptual: Distance in features of one sample to the truth, where asked for.
         consistency: Mean absolute difference of A(sample) and y.
         residual: Root mean square of A(sample) - y over what was measured.
         residual_ratio: That over the noise; None for a noiseless measurement.
@@ -46,6 +47,7 @@ class BenchRow:
     psnr: float | None = None
     psnr_mean: float | None = None
     ssim: float | None = None
+    perceptual: float | None = None
     consistency: float | None = None
     residual: float | None = None
     residual_ratio: float | None = None
@@ -75,6 +77,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR, one", "{:.2f}"),
     "psnr_mean": ("PSNR, mean", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
+    "perceptual": ("perceptual", "{:.4f}"),
     "spread": ("spread", "{:.2f}"),
     "exact_spread": ("spread / exact", "{:.2f}"),
     "energy": ("energy distance", "{:.3f}"),
@@ -87,7 +90,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "memory": ("MiB", "{:.0f}"),
 }
 """Field -> head of its column and format of its figures."""
-_OPTIONAL = ("spread", "exact_spread", "energy", "mean_distance", "residual_ratio", "memory")
+_OPTIONAL = ("perceptual", "spread", "exact_spread", "energy", "mean_distance", "residual_ratio", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)

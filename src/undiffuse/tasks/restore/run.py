@@ -11,6 +11,7 @@ from torch import Tensor
 
 from undiffuse.denoisers.mixture import MixtureDenoiser
 from undiffuse.events import Advanced, Finished, Listener, Message, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import fit_conditions
 from undiffuse.models.guided import Wrap
 from undiffuse.models.model import Model
@@ -43,7 +44,7 @@ def restore(
     seed: int = 0,
     options: dict[str, Any] | None = None,
     budget: int | None = None,
-    t_start: float = 1.0,
+    start: float = 1.0,
     x_init: Tensor | None = None,
     cond: dict[str, Any] | None = None,
     wrap: Wrap | Sequence[Wrap] | None = None,
@@ -74,7 +75,7 @@ def restore(
         seed: Any integer.
         options: Options of the method, e.g. {"scale": 50} for "dps".
         budget: For "auto": forward passes per sample that may be spent.
-        t_start: Begin at this time instead of 1, from a rough answer with noise: 0.2 to 0.5 saves steps.
+        start: Begin at this time instead of 1, from a rough answer with noise: 0.2 to 0.5 saves steps.
         x_init: That rough answer (B, *operator.in_shape), or the start of methods that improve one; None: A^+ y.
         cond: Conditions of the prior, as for `Model.sample`, one or one per image.
         wrap: Wrappers around the prior, the first innermost.
@@ -90,17 +91,15 @@ def restore(
         ValueError: What was given does not fit together; the message says what would.
         TypeError: Not a model.
     """
-    for name, count in (("samples", samples), ("batch_size", batch_size), ("steps", steps)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name}={count} must be at least 1.")
-    if not 0 < t_start <= 1:
-        raise ValueError(f"t_start={t_start} is outside of (0, 1].")
+    check_counts(samples=samples, batch_size=batch_size, steps=steps)
+    if not 0 < start <= 1:
+        raise ValueError(f"start={start} is outside of (0, 1].")
     prior = prior_of(model, operator.in_shape, wrap)
     fitted = fit(prior, y, operator, noise_std, noise, tile, overlap)
     choice, restorer = _method(method, options or {}, fitted, budget)
     check_needs(choice.method, restorer.needs, fitted.operator)
     known = data_var if data_var is not None else prior.data_var(restorer.uses_data_var)
-    problem = _problem(fitted, model, cond, x_init, samples, known, t_start, dtype)
+    problem = _problem(fitted, model, cond, x_init, samples, known, start, dtype)
     warned = (*fitted.warnings, *restorer.check(problem), *_unused_noise(restorer, problem, choice.method))
     for text in warned:
         listener(Message(TASK, text, "warning"))
@@ -135,7 +134,7 @@ def _problem(
     x_init: Tensor | None,
     samples: int,
     data_var: float,
-    t_start: float,
+    start: float,
     dtype: torch.dtype | None,
 ) -> Problem:
     """Return the problem of all rows, the samples of an image after each other."""
@@ -159,7 +158,7 @@ def _problem(
         samples=samples,
         data_var=data_var,
         cond=conditions,
-        t_start=t_start,
+        t_start=start,
         dtype=dtype,
         x_init=first,
     )

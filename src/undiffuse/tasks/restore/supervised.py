@@ -58,5 +58,5 @@ class Supervised(Restorer):
             )
         walks = any(isinstance(part, ShiftedDenoiser) for part in problem.denoiser.modules())
         if walks and problem.t_start < 1:
-            raise ValueError("a model that walks from the given picture starts there; leave t_start out.")
+            raise ValueError("a model that walks from the given picture starts there; leave start out.")
         return []
