@@ -39,7 +39,12 @@ def test_the_whole_study_runs():
     calls = {row[0]: int(row[1]) for row in samplers.rows}
     assert calls["first-hitting, 128 calls"] == 128 and calls["left to right"] == 128
     assert samplers.measures[-1].value == 0.0  # the cache changes no token
-    assert [row[0] for row in parts["Told the time or not"].rows] == ["without time", "told the time", "the chain"]
+    assert [row[0] for row in parts["Told the time or not"].rows] == [
+        "without time",
+        "told the time",
+        "without time and gates",
+        "the chain",
+    ]
 
 
 def test_the_chain_of_the_comparison_is_what_it_says():

@@ -16,7 +16,6 @@ from undiffuse.analysis.compositionality.bench import rows_of
 from undiffuse.analysis.compositionality.gap import DomainGap, domain_gap
 from undiffuse.analysis.compositionality.labelled import DOMAINS, labelled_task, moved_task
 from undiffuse.analysis.compositionality.learned import LearnedWeights, learn_on, split_items
-from undiffuse.analysis.compositionality.measures import Share
 from undiffuse.analysis.compositionality.own_generations import classifier_filter, self_bench
 from undiffuse.analysis.compositionality.pictures import load_pictures
 from undiffuse.analysis.compositionality.score import TaskErrors, score_task
@@ -24,6 +23,7 @@ from undiffuse.analysis.compositionality.task import Task
 from undiffuse.data import open_data, split
 from undiffuse.events import Listener, silent
 from undiffuse.metrics.features import ClassifierFeatures, PCAFeatures
+from undiffuse.metrics.shares import Share
 from undiffuse.models import load
 from undiffuse.noise import permutation
 from undiffuse.papers.compose_two_digits import two_digit_study
@@ -163,7 +163,7 @@ class _Digits:
         return load_pictures(task, images, self.model.spec)
 
     def _errors(self, task: Task) -> TaskErrors:
-        return score_task(self.model, task, n=self.times, seed=self.seed)
+        return score_task(self.model, task, times=self.times, seed=self.seed)
 
     def _domain(self, name: str) -> _Domain:
         task = self.real if name == _REAL else moved_task(self.real, self.model.spec, name, self.seed)
@@ -181,7 +181,7 @@ class _Digits:
             found = self_bench(
                 self.model,
                 Path(folder) / "own",
-                per_prompt=2 if self.quick else 10,
+                samples=2 if self.quick else 10,
                 guidance=scale,
                 filter=keep,
                 seed=self.seed,

@@ -28,7 +28,7 @@ def two_digit_study(quick: bool, seed: int) -> Part:
     model = train_two_digits(10 if quick else _STEPS, seed, dataset)
     words = BagOfWords(two_digits(300 if quick else 4000))
     tasks = [*two_digit_tasks(n), *two_digit_tasks(n, unseen=True)]
-    report = bench_compose(model, tasks, n=4 if quick else 20, seed=seed)
+    report = bench_compose(model, tasks, times=4 if quick else 20, seed=seed)
     by_name = {task.name: task for task in tasks}
     rows = [(*row.cells()[:6], row.cells()[6], _by_words(words, by_name[row.task], row)) for row in report.rows]
     return Part(

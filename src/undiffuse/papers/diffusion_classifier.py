@@ -140,9 +140,9 @@ def pruning(bench: _Bench) -> Part:
     first, total = max(1, bench.times // 4), bench.times
     calls = len(bench.model.spec.classes) * total
     plans: dict[str, dict[str, Any]] = {
-        f"{first} times, keep {_KEEP}, then {total}": {"samples": (first, total), "keep": (_KEEP, 1)},
-        "the same, the paper's sets": {"samples": (first, total), "keep": (_KEEP, 1), "order": "reference"},
-        f"race to {total}, 4 standard errors": {"samples": total, "race": 4.0},
+        f"{first} times, keep {_KEEP}, then {total}": {"times": (first, total), "keep": (_KEEP, 1)},
+        "the same, the paper's sets": {"times": (first, total), "keep": (_KEEP, 1), "order": "reference"},
+        f"race to {total}, 4 standard errors": {"times": total, "race": 4.0},
     }
     rows = [
         ("all classes at all times", _percent(float((full == bench.truth).double().mean())), "", f"{calls}", "100 %")
@@ -153,7 +153,7 @@ def pruning(bench: _Bench) -> Part:
         made, same = float(result.calls.double().mean()), float((result.label == full).double().mean())
         found[name] = made / calls, same
         rows.append(
-            (name, _percent(result.accuracy(bench.truth)[0]), _percent(same), f"{made:.0f}", _percent(made / calls))
+            (name, _percent(result.accuracy(bench.truth).value), _percent(same), f"{made:.0f}", _percent(made / calls))
         )
     share, same = found[next(iter(plans))]
     return Part(
@@ -228,7 +228,7 @@ def probabilities(bench: _Bench) -> Part:
         sure = float(judging.probabilities(value).amax(1).mean())
         loss = negative_log_likelihood(judging, truth, value)
         losses.append(loss)
-        rows.append((name, _percent(judging.accuracy(truth)[0]), f"{sure:.3f}", f"{loss:.3f}"))
+        rows.append((name, _percent(judging.accuracy(truth).value), f"{sure:.3f}", f"{loss:.3f}"))
     return Part(
         title="Probabilities",
         text=f"The temperature was fitted on {half} of the images, the figures are of the others. Uniform weights make "

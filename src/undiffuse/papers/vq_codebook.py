@@ -157,10 +157,10 @@ class _Study:
             codec,
             self.training,
             held_out=self.held_out,
-            size=size,
-            steps=self.more,
+            codes=size,
+            train_steps=self.more,
             lr=self.options.lr,
-            batch_size=self.options.batch_size,
+            train_batch_size=self.options.batch_size,
             seed=self.seed,
         )
         assert found.after is not None
