@@ -21,7 +21,7 @@ PARTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 def test_without_noise_the_ends_are_the_items_and_what_is_between_changes_token_by_token(kind):
     a, b = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
-    mixed = ud.interpolate(letters(kind), a, b, [0.0, 0.25, 0.5, 1.0], t=0.0, samples=DRAWN)
+    mixed = ud.interpolate(letters(kind), a, b, [0.0, 0.25, 0.5, 1.0], start=0.0, samples=DRAWN)
     assert mixed.shape == (4, DRAWN, 3)
     assert bool((mixed[0] == a).all()) and bool((mixed[-1] == b).all())
     gone = mixed == b
@@ -40,7 +40,7 @@ def independent(kind: CategoricalKind) -> Model:
 def test_the_model_draws_what_noise_took_away_from_where_the_mix_is(kind):
     """At t a letter is kept with probability 1 - t; the model's answer to what it sees then is Bayes' rule, by hand."""
     t, a, b = 0.6, torch.tensor([0, 1, 2]), torch.tensor([2, 1, 0])
-    drawn = ud.interpolate(independent(kind), a, b, 0.3, t=t, samples=DRAWN, steps=2, batch_size=DRAWN)[0]
+    drawn = ud.interpolate(independent(kind), a, b, 0.3, start=t, samples=DRAWN, steps=2, batch_size=DRAWN)[0]
     prior = torch.stack((PARTS, PARTS.flip(0), PARTS))
     for place in range(3):
         mixed = torch.zeros(3, dtype=torch.float64)
@@ -57,16 +57,16 @@ def test_the_model_draws_what_noise_took_away_from_where_the_mix_is(kind):
 def test_pictures_and_short_texts_are_mixed_too():
     model = pictures("absorbing")
     x = 255 * torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    ends = ud.interpolate(model, x[0], x[1], [0.0, 1.0], t=0.0)
+    ends = ud.interpolate(model, x[0], x[1], [0.0, 1.0], start=0.0)
     tolerance = {"rtol": 1e-5, "atol": 1e-3}  # float32 of values up to 255, in batches of another size
     torch.testing.assert_close(ends[:, 0], model.decode(model.encode(x)), **tolerance)
     whole = ud.interpolate(model, x[0], x[1], [0.2, 0.7], samples=3, steps=3, cond={"label": "x"}, seed=4)
     assert whole.shape == (2, 3, 1, 8, 8)
     parts = ud.interpolate(model, x[0], x[1], [0.2, 0.7], samples=3, steps=3, cond={"label": "x"}, seed=4, batch_size=2)
     torch.testing.assert_close(parts, whole, **tolerance)
-    short = ud.interpolate(independent("absorbing"), "ab", "cb", 0.5, t=0.4, samples=DRAWN, batch_size=DRAWN, steps=2)[
-        0
-    ]
+    short = ud.interpolate(
+        independent("absorbing"), "ab", "cb", 0.5, start=0.4, samples=DRAWN, batch_size=DRAWN, steps=2
+    )[0]
     assert short.shape == (DRAWN, 2)
     assert_close(shares(short[:, 0]), 0.6 * torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64) + 0.4 * PARTS)
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused():
         (letters("uniform"), ("ab", "ab"), {}, "texts of 3 tokens alone"),
         (pictures(), ("ab", "ab"), {}, "the model makes image data"),
         (letters(), (ids, ids, 1.5), {}, r"numbers in \[0, 1\]"),
-        (letters(), (ids, ids), {"t": -0.1}, r"t=-0\.1 must be in"),
+        (letters(), (ids, ids), {"start": -0.1}, r"start=-0\.1 must be in"),
         (letters(), (ids, ids), {"steps": 0}, "at least 1"),
         (letters(), (ids, ids), {"solver": "first-hitting"}, "sets itself"),
     ):

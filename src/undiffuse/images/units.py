@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -19,31 +20,39 @@ if TYPE_CHECKING:
 _CHANNELS: dict[int, Channels] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
-def picture_item(path: Path, spec: DataSpec, resize: Resize | None = None) -> Tensor:
+def picture_item(
+    path: Path, spec: DataSpec, resize: Resize = "crop", box: tuple[int, int, int, int] | None = None
+) -> Tensor:
     """Return a picture in data units (C, H, W).
 
     Args:
         path: The file.
         spec: What the model takes.
-        resize: How a picture of another size is made to fit; None: it is refused.
+        resize: How a picture of another size is made to fit; where its proportions differ a warning tells of it.
+        box: The part to take: left, top, right, bottom in pixels; None: all.
 
     Raises:
-        DataError: The picture cannot be read, is of another size, or the model's data are no pictures.
+        DataError: The picture cannot be read, or the model's data are no pictures.
+        ValueError: An unknown way to resize.
     """
     import torch
 
+    if resize not in get_args(Resize):
+        raise ValueError(f"resize={resize!r} is unknown; use {', '.join(get_args(Resize))}.")
     channels = _CHANNELS.get(spec.channels)
     if spec.kind != "image" or channels is None:
         raise DataError(f"{path} is a picture, and the model's data are of kind {spec.kind} {spec.shape}.")
     height, width = spec.shape[1:]
     with open(path, "rb") as file:
         picture = load_picture(file, str(path), channels)
+    if box is not None:
+        picture = picture.crop(box)
     if picture.size != (width, height):
-        if resize is None:
-            raise DataError(
-                f"{path} has {picture.width} x {picture.height} pixels and the model takes {width} x {height}; say how "
-                "it shall fit: resize crop, pad or stretch."
+        if picture.width * height != picture.height * width:
+            said = (
+                f"some pictures have other proportions than the model's {width} x {height}; resize={resize} fits them"
             )
+            warnings.warn(said, stacklevel=2)
         picture = fit(picture, height, width, resize)
     pixels = torch.from_numpy(np.array(to_array(picture, channels))).permute(2, 0, 1).float()
     stored = replace(spec, range=(0.0, 255.0), mean=(), std=())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from undiffuse.data import decode_text, open_data, split
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.metrics.bench import (
     Bench,
     Findings,
@@ -153,6 +154,7 @@ def _bench(
     model: Any, train: Any, unseen: Any, *, n: int | None, seed: int, sampling: dict[str, Any], **rest: Any
 ) -> Bench:
     count = n if n is not None else (TOKEN_SAMPLES if model.spec.is_discrete and not model.spec.columns else SAMPLES)
+    check_counts(n=count)
     if count < 2:
         raise ValueError(f"n={count}; an evaluation needs at least 2 samples, and hundreds to mean something.")
     real = load_items(train, limit=MOST_ITEMS, seed=seed)

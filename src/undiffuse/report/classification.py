@@ -49,8 +49,7 @@ def figures(result: Classification, truth: Tensor | None, temperature: float) ->
     """Return names and values of what was found."""
     found = {"items": str(len(result)), "classes": str(len(result.class_names))}
     if truth is not None:
-        share, error = result.accuracy(truth)
-        found["accuracy"] = f"{100 * share:.1f} % (s.e. {100 * error:.1f})"
+        found["accuracy"] = str(result.accuracy(truth))
     most = float(result.probabilities(temperature).amax(1).mean())
     found |= {"mean probability of the class": f"{most:.3f}", "evaluations per item": str(result.nfe)}
     if int(result.ties.sum()):
@@ -86,7 +85,7 @@ def classification_section(
     _confusion(section, result, truth)
     _by_time(section, result, truth)
     if items is not None and spec is not None and spec.kind == "image":
-        _pictures(section, result, items, spec, truth)
+        _pictures(section, result, names, items, spec, truth)
     shown = item_rows(result, names, truth, temperature)
     section.table(COLUMNS, shown[:_ROWS], NUMERIC)
     if len(shown) > _ROWS:
@@ -125,17 +124,21 @@ def _by_time(section: Section, result: Classification, truth: Tensor | None) -> 
     )
 
 
-def _pictures(section: Section, result: Classification, items: Tensor, spec: DataSpec, truth: Tensor | None) -> None:
-    sure = result.confidence.nan_to_num(nan=0.0)
-    order = sure.argsort(descending=True)
+def _pictures(
+    section: Section, result: Classification, names: Sequence[str], items: Tensor, spec: DataSpec, truth: Tensor | None
+) -> None:
+    """Show the surest, the least sure and the wrong items, each row of pictures with their names in its order."""
+    order = result.confidence.nan_to_num(nan=0.0).argsort(descending=True)
     half = max(1, len(order) // 2)
-    section.picture(_grid(items[order[:half][:_SHOWN]], spec), "The items of the surest classes, the surest first.")
-    section.picture(_grid(items[order.flip(0)[:half][:_SHOWN]], spec), "The least sure, the least sure first.")
-    if truth is not None and bool((wrong := result.label.cpu() != truth.cpu()).any()):
-        chosen = wrong.nonzero()[:, 0][:_SHOWN]
-        pairs = zip(truth[chosen].tolist(), result.label[chosen].tolist(), strict=True)
-        said = ", ".join(f"{result.class_names[given]} as {result.class_names[label]}" for given, label in pairs)
-        section.picture(_grid(items[chosen], spec), f"Put into another class than given: {said}.")
+    shown = {"surest, the surest first": order[:half], "least sure, the least sure first": order.flip(0)[:half]}
+    if truth is not None:
+        wrong = (result.label.cpu() != truth.cpu()).nonzero()[:, 0]
+        shown |= {"put into another class than given": wrong} if len(wrong) else {}
+    labels = result.names
+    for title, numbers in shown.items():
+        chosen = numbers[:_SHOWN]
+        said = ", ".join(f"{names[item]} as {labels[item]}" for item in chosen.tolist())
+        section.picture(_grid(items[chosen], spec), f"The items {title}: {said}.")
 
 
 def _grid(items: Tensor, spec: DataSpec) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from undiffuse.denoisers.elbo import token_bounds
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
@@ -134,8 +135,7 @@ def inpaint(
         ValueError: The model has no tokens, what is given does not fit it, or an option belongs to the other method.
         PlanError: The solver does not fit.
     """
-    if samples < 1 or batch_size < 1:
-        raise ValueError(f"samples={samples} and batch_size={batch_size} must be at least 1.")
+    check_counts(samples=samples, batch_size=batch_size)
     process = token_process(model)
     taken = sorted(set(options) & set(_OURS))
     if taken:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import fit_conditions
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
@@ -35,7 +36,7 @@ def interpolate(
     b: Tensor | str | Any,
     shares: float | Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     *,
-    t: float = 0.5,
+    start: float = 0.5,
     samples: int = 1,
     steps: int = 32,
     seed: int = 0,
@@ -53,9 +54,9 @@ def interpolate(
         model: A model of tokens that does not read from left to right, or of pictures through a codec with a codebook.
         a, b: Two items: pictures in data units, ids int64 (L,), or texts of the model's length.
         shares: Chance of each token to be that of `b`, in [0, 1].
-        t: Noise level of the mix, in [0, 1].
+        start: Time at which the mix is made, in [0, 1]: 0 draws nothing, 1 forgets both items.
         samples: Items K for each share.
-        steps: Sampling steps from t to 0.
+        steps: Sampling steps from `start` to 0.
         seed: Any integer.
         cond: Conditions, one value for all; as in `Model.sample`.
         batch_size: Items computed at once.
@@ -68,7 +69,7 @@ def interpolate(
     """
     process = token_process(model, "interpolate")
     numbers = [shares] if isinstance(shares, (int, float)) else list(shares)
-    _check(model, numbers, t, samples, steps, options)
+    _check(model, numbers, start, samples, steps, options)
     model, first, second = _tokens(model, a, b)
     process.check_data(torch.stack((first, second)))
     conditions = fit_conditions(cond, samples, model.state_spec, model.device)
@@ -77,9 +78,14 @@ def interpolate(
     for share in numbers:
         for low in range(0, samples, batch_size):
             items = range(low, min(low + batch_size, samples))
-            x = _mix(process, first, second, share, t, KeyedNoise(seed, items, model.device))
-            if t > 0:
-                settings: dict[str, Any] = {"grid": uniform_grid(steps, start=t), "seed": seed, "first": low, **options}
+            x = _mix(process, first, second, share, start, KeyedNoise(seed, items, model.device))
+            if start > 0:
+                settings: dict[str, Any] = {
+                    "grid": uniform_grid(steps, start=start),
+                    "seed": seed,
+                    "first": low,
+                    **options,
+                }
                 settings["cond"] = conditions.rows(low, items.stop) or None
                 x = model.sample_result(len(x), start=x, solver="ancestral", batch_size=len(x), **settings).x
             with torch.no_grad():
@@ -89,7 +95,7 @@ def interpolate(
     return torch.cat(drawn).unflatten(0, (len(numbers), samples))
 
 
-def _check(model: Model, shares: list[float], t: float, samples: int, steps: int, options: dict[str, Any]) -> None:
+def _check(model: Model, shares: list[float], start: float, samples: int, steps: int, options: dict[str, Any]) -> None:
     taken = sorted(set(options) & set(_OURS))
     if taken:
         raise ValueError(f"{taken[0]} is what interpolate sets itself; leave it out.")
@@ -97,10 +103,9 @@ def _check(model: Model, shares: list[float], t: float, samples: int, steps: int
         raise ValueError("a network that reads from left to right does not start from a mix; give a masked model.")
     if not shares or not all(0.0 <= share <= 1.0 for share in shares):
         raise ValueError(f"shares={shares} must be one or more numbers in [0, 1]: 0 is the first item, 1 the second.")
-    if not 0.0 <= t <= 1.0:
-        raise ValueError(f"t={t} must be in [0, 1]: 0 mixes without drawing anything, 1 forgets both items.")
-    if samples < 1 or steps < 1:
-        raise ValueError(f"samples={samples} and steps={steps} must be at least 1.")
+    if not 0.0 <= start <= 1.0:
+        raise ValueError(f"start={start} must be in [0, 1]: 0 mixes without drawing anything, 1 forgets both items.")
+    check_counts(samples=samples, steps=steps)
 
 
 def _tokens(model: Model, a: Any, b: Any) -> tuple[Model, Tensor, Tensor]:

@@ -76,6 +76,23 @@ def expected_table(mixture: MixtureDenoiser, x: Tensor, variances: Tensor, times
     )
 
 
+def test_a_candidate_that_was_given_up_counts_at_most_as_the_best() -> None:
+    """It was better at the one time where both were measured, and lost by what came after."""
+    half = torch.tensor([2.0, 0.0, -2.0], dtype=torch.float64)
+    rows = torch.tensor([[[1.0, 1.0, 1.0], [0.5, torch.nan, torch.nan], [2.0, torch.nan, torch.nan], [1.0, 2.0, 3.0]]])
+    table = ErrorTable(
+        errors=rows,
+        times=torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64),
+        half_logsnr=half,
+        names=("a", "b", "c", "d"),
+        classes=torch.arange(4),
+        class_names=("a", "b", "c", "d"),
+        dims=2,
+    )
+    assert table.logits().tolist() == [[0.0, 0.0, -2.0, -2.0]]
+    assert table.scores().tolist() == [[-1.0, -0.5, -2.0, -2.0]]
+
+
 def test_different_variances_need_the_bound_s_weights_which_know_the_log_determinant() -> None:
     """Checks 1 and 10: 2e-3 is the cut tail of the spec's own measurement; uniform weights are no posterior."""
     variances = [0.2, 1.0]
@@ -108,7 +125,7 @@ def test_p_of_the_class_is_the_exact_posterior_for_equal_variances() -> None:
     """Check 10, measured: antithetic noise, the bound's weights, T = 1."""
     mixture = gaussian_classes([0.5] * 4, spread=0.25)
     x, _ = draws(mixture, 25)
-    found = classify(mixture, x, range(4), samples=50, keep=1, weight="elbo", antithetic=True)
+    found = classify(mixture, x, range(4), times=50, keep=1, weight="elbo", antithetic=True)
     exact = log_joint(mixture, x).softmax(1)
     assert float((found.probabilities() - exact).abs().max()) < 0.02
     assert 0.5 < float(exact.max(1).values.mean()) < 0.98  # not a test of zeros and ones
@@ -185,9 +202,9 @@ def test_an_empirical_denoiser_says_what_the_nearest_neighbour_says() -> None:
     labels = torch.arange(40) % 4
     denoiser = EmpiricalDenoiser(points, GaussianProcess(CosineSchedule()), labels=labels)
     x = KeyedNoise(3, range(60)).normal("data", 0, (5,), torch.float64)
-    found = classify(denoiser, x, range(4), samples=1, keep=1, between=(0.004, 0.006))
+    found = classify(denoiser, x, range(4), times=1, keep=1, between=(0.004, 0.006))
     assert torch.equal(found.label, labels[torch.cdist(x, points).argmin(1)])
-    assert torch.equal(classify(denoiser, points, range(4), samples=1, keep=1, between=(0.02, 0.04)).label, labels)
+    assert torch.equal(classify(denoiser, points, range(4), times=1, keep=1, between=(0.02, 0.04)).label, labels)
 
 
 def test_times_are_visited_as_the_spec_writes_them() -> None:

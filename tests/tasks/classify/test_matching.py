@@ -62,8 +62,8 @@ def test_items_are_compared_by_contrast_alone() -> None:
 def test_probabilities_are_fitted_by_one_number() -> None:
     """Against a search on a grid, with Platt's targets; scores made 7 times as sure need 7 times the temperature."""
     model, x, labels = labelled()
-    found = classify(model, x, samples=4, keep=1, weight=[7.0] * 4)
-    once = classify(model, x, samples=4, keep=1)
+    found = classify(model, x, times=4, keep=1, weight=[7.0] * 4)
+    once = classify(model, x, times=4, keep=1)
     temperature = fit_temperature(found, labels)
     assert temperature == pytest.approx(7 * fit_temperature(once, labels), rel=1e-3)
     doubt = 1 / (len(x) + 2)
@@ -92,18 +92,18 @@ def test_an_estimator_that_learns_a_temperature_alone() -> None:
 
     model, x, labels = labelled()
     names = np.array(model.spec.classes)[labels.numpy()]
-    learned = DiffusionClassifier(model, samples=6, keep=1, options={"seed": 3}).fit(x.numpy(), names)
-    direct = classify(model, x, samples=6, keep=1, seed=3)
+    learned = DiffusionClassifier(model, times=6, keep=1, options={"seed": 3}).fit(x.numpy(), names)
+    direct = classify(model, x, times=6, keep=1, seed=3)
     assert learned.predict(x.numpy()).tolist() == direct.names
     np.testing.assert_allclose(learned.predict_proba(x.flatten(1).numpy()), direct.probabilities().numpy())
-    assert learned.score(x.numpy(), names) == direct.accuracy(labels)[0] > 0.8
+    assert learned.score(x.numpy(), names) == direct.accuracy(labels).value > 0.8
     honest = clone(learned).set_params(temperature="fit").fit(x.numpy(), names)
     assert honest.model is model and honest.temperature_ == pytest.approx(fit_temperature(direct, labels))
-    two = DiffusionClassifier(model, samples=2, keep=1).fit(x.numpy(), np.where(labels.numpy() == 0, 2, 0))
+    two = DiffusionClassifier(model, times=2, keep=1).fit(x.numpy(), np.where(labels.numpy() == 0, 2, 0))
     assert two.classes_.tolist() == [0, 2] and two.predict_proba(x.numpy()).shape == (60, 2)
     assert set(two.predict(x.numpy())) == {0, 2}
     with pytest.raises(ValueError, match="0 to 2"):
-        DiffusionClassifier(model, samples=2, keep=1).fit(x.numpy(), labels.numpy() + 2)
+        DiffusionClassifier(model, times=2, keep=1).fit(x.numpy(), labels.numpy() + 2)
     with pytest.raises(ValueError, match="or flattened rows"):
         DiffusionClassifier(model).fit(x[:, :5].numpy(), names)
     with pytest.raises(ValueError, match="'fit'"):

@@ -53,7 +53,7 @@ def test_the_mean_over_all_mask_sets_is_exact() -> None:
 
 def test_masks_are_shared_and_rounds_promise_what_they_cost() -> None:
     model = token_model("absorbing")
-    found = classify(model, TOKENS, samples=(10, 40), keep=(2, 1), batch_size=5)
+    found = classify(model, TOKENS, times=(10, 40), keep=(2, 1), batch_size=5)
     assert found.nfe == found.promised == 3 * 10 + 2 * 30
     again = error_table(model, TOKENS.flip(0), [2, 0, 1], times=40)
     known = ~found.table.errors.isnan()

@@ -92,7 +92,7 @@ def test_the_distance_of_fused_vectors_is_a_weighted_sum_of_cosines():
         ({"features": ("patch",), "patch": 4}, "no middle"),
         ({"temperature": 0.0}, "above 0"),
         ({"ratio": 0.0}, r"\(0, 1\]"),
-        ({"grid": 1}, "at least 2"),
+        ({"cells": 1}, "at least 2"),
         ({"draws": 0}, "at least 1"),
         ({"features": ("patch",), "t": 0.3}, "read by the feature diffusion alone"),
         ({"patch": 7}, "read by the feature patch alone"),

@@ -45,7 +45,7 @@ def test_a_shifted_picture_of_another_size_is_matched_in_its_own_pixels():
     big = photo(40, 60)
     cut = big[:, 6:36, 10:50]
     points = torch.tensor([[5.0, 5.0], [30.0, 20.0], [17.0, 11.0]])
-    found = ud.match(None, cut, points, big, features="patch", grid=60)
+    found = ud.match(None, cut, points, big, features="patch", cells=60)
     torch.testing.assert_close(found.positions, points.double() + torch.tensor([10.0, 6.0]), atol=1e-6, rtol=0)
 
 
@@ -65,18 +65,34 @@ def test_masked_targets_are_never_returned(model: ud.Model):
     a, b = photo(30, 50), photo(33, 21, seed=2)
     mask = torch.zeros(33, 21, dtype=torch.bool)
     mask[4:12, 9:16] = True
-    found = ud.match_dense(model, a, b, features="patch", grid=30, dst_mask=mask)
+    found = ud.match_dense(model, a, b, features="patch", cells=30, dst_mask=mask)
     assert found.flow.shape == (30, 50, 2)
-    one = ud.match(model, a, [[3, 4], [40, 20]], b, features="patch", grid=30, dst_mask=mask)
+    one = ud.match(model, a, [[3, 4], [40, 20]], b, features="patch", cells=30, dst_mask=mask)
     x, y = one.positions.round().long().unbind(1)
     assert bool(mask[y, x].all())
     with pytest.raises(ValueError, match="centre of none"):
-        ud.match(model, a, [[3, 4]], b, features="patch", grid=4, dst_mask=torch.eye(33, 21) * torch.eye(33, 21)[0])
+        ud.match(model, a, [[3, 4]], b, features="patch", cells=4, dst_mask=torch.eye(33, 21) * torch.eye(33, 21)[0])
+
+
+def test_a_masked_source_is_matched_among_itself_alone():
+    a, b = photo(16, 16, 1), photo(16, 16, 1, seed=2)
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[5:9, 6:11] = True
+    whole = ud.match_dense(None, a, b, features="patch", cells=4)
+    found = ud.match_dense(None, a, b, features="patch", cells=4, src_mask=inside)
+    assert bool(found.flow[inside].isfinite().all())  # every pixel of the mask has a cell
+    assert bool(found.flow[0].isnan().all()) and not bool(found.mutual[~inside][:16].any())
+    middle = (slice(6, 9), slice(6, 9))  # between the four cells that the mask touches
+    torch.testing.assert_close(found.flow[middle], whole.flow[middle])
+    changed = torch.where(inside, a, -a)
+    moved = ud.match_dense(None, changed, b, features="patch", patch=1, cells=16, src_mask=inside)
+    same = ud.match_dense(None, a, b, features="patch", patch=1, cells=16, src_mask=inside)
+    assert torch.equal(moved.flow[inside], same.flow[inside])  # what lies outside changes nothing within
 
 
 def test_the_dense_match_of_a_picture_with_itself_is_the_identity(model: ud.Model):
     picture = photo(19, 31, 1)
-    for options in ({"layers": ("up0.0",), "size": 16}, {"features": "patch", "grid": 9}):
+    for options in ({"layers": ("up0.0",), "size": 16}, {"features": "patch", "cells": 9}):
         found = ud.match_dense(model, picture, picture, **options)
         assert float(found.flow.abs().max()) < 1e-9
         assert bool(found.mutual.all())
@@ -112,22 +128,22 @@ def test_a_swap_with_itself_is_the_picture_and_refining_stays_inside(model: ud.M
     mask[2:6, 3:7] = True
     everywhere = torch.ones_like(mask)
     options = {"layers": ("up0.0",)}
-    same = ud.swap(model, picture, picture, everywhere, everywhere, strength=0, **options)
+    same = ud.swap(model, picture, picture, everywhere, everywhere, start=0, **options)
     torch.testing.assert_close(same.picture, picture, atol=1e-6, rtol=0)
     assert same.nfe == 0
     other = photo(8, 8, 1, seed=5)
-    refined = ud.swap(model, picture, other, mask, everywhere, strength=0.4, steps=10, **options)
+    refined = ud.swap(model, picture, other, mask, everywhere, start=0.4, steps=10, **options)
     assert refined.nfe == 4
     assert torch.equal(refined.picture[:, ~mask], picture[:, ~mask])
     assert not torch.equal(refined.picture[:, mask], refined.pasted[:, mask])
-    again = ud.swap(model, picture, other, mask, everywhere, strength=0.4, steps=10, **options)
+    again = ud.swap(model, picture, other, mask, everywhere, start=0.4, steps=10, **options)
     assert torch.equal(again.picture, refined.picture)
-    large = ud.swap(model, photo(20, 30), photo(25, 20, seed=6), np.ones((20, 30)), np.ones((25, 20)), strength=0.2)
+    large = ud.swap(model, photo(20, 30), photo(25, 20, seed=6), np.ones((20, 30)), np.ones((25, 20)), start=0.2)
     assert large.picture.shape == (3, 20, 30)
     with pytest.raises(ValueError, match="refines by a model"):
-        ud.swap(None, picture, other, mask, mask, strength=0.5, features="patch")
+        ud.swap(None, picture, other, mask, mask, start=0.5, features="patch")
     with pytest.raises(ValueError, match=r"within \[0, 1\)"):
-        ud.swap(model, picture, other, mask, mask, strength=1.0)
+        ud.swap(model, picture, other, mask, mask, start=1.0)
 
 
 def test_the_bench_measures_pairs(model: ud.Model, tmp_path: Path):
@@ -147,7 +163,7 @@ def test_the_bench_measures_pairs(model: ud.Model, tmp_path: Path):
                 dst_box=(0, 0, 10, 20),
             )
         )
-    choices = {"patch": {"features": "patch", "grid": 30}, "position": {"features": "position", "grid": 4}}
+    choices = {"patch": {"features": "patch", "cells": 30}, "position": {"features": "position", "cells": 4}}
     found = ud.bench_match(model, pairs, choices, resamples=20)
     assert (found.pairs, found.points) == (4, 12)
     by_name = {(row.name, row.alpha): row for row in found.rows}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import undiffuse as ud
 from undiffuse.errors import CheckpointError
+from undiffuse.networks.diffusers_network import named_blocks
 from undiffuse.networks.hooks import capture
-from undiffuse.pretrained.network import named_blocks
 from undiffuse.tasks.match import Matcher, MatchOptions
 from undiffuse.tasks.match.dino import DinoFeatures
 from undiffuse.tasks.match.frame import Frame, Picture, read_picture
@@ -79,7 +79,7 @@ def test_pictures_share_their_noise_and_layers_and_times_stand_side_by_side(mode
     cells, _ = matcher.pair(*same)
     assert cells.grid == (8, 8)
     assert cells.vectors.shape == (64, 2 * (64 + 32))
-    coarse = Matcher(model, MatchOptions(grid=4, layers=("up0.0",)))
+    coarse = Matcher(model, MatchOptions(cells=4, layers=("up0.0",)))
     assert coarse.pair(*(coarse.describe(digit()) for _ in range(2)))[0].grid == (4, 4)
     assert Matcher(model, MatchOptions()).settings()["diffusion"]["layers"] == {"up1.0": [64, 4, 4]}
 
@@ -239,7 +239,7 @@ def test_a_latent_model_of_texts_matches_and_swaps(tmp_path: Path):
     assert found.settings["diffusion"]["cond"] == {"prompt": "a red square"}
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[5:15, 10:20] = True
-    swapped = ud.swap(model, picture, other, mask, torch.ones(24, 24), strength=0.3, steps=10, cond={"prompt": "a red"})
+    swapped = ud.swap(model, picture, other, mask, torch.ones(24, 24), start=0.3, steps=10, cond={"prompt": "a red"})
     assert torch.equal(swapped.picture[:, ~mask], picture[:, ~mask])
     assert swapped.settings["diffusion"]["cond"] == {"prompt": "a red"}
     assert not torch.equal(swapped.picture[:, mask], swapped.pasted[:, mask])

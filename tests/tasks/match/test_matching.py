@@ -65,7 +65,16 @@ def test_soft_argmax_is_the_mean_under_the_softmax_and_the_window_cuts_it():
     expected = cut @ b.centres / cut.sum(1, keepdim=True)
     found = find_matches(a, b, EVERY, method="window", window=1, temperature=0.2)
     torch.testing.assert_close(found.positions, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.confidence.double(), cut.sum(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.confidence.double(), share.amax(1), atol=1e-5, rtol=0)
+
+
+def test_confidence_counts_the_next_cells_of_fine_grids_alone():
+    """Where all cells are alike, it is the share of the grid that counts as the match: never near 1 by that alone."""
+    for side, expected in ((2, 1 / 4), (3, 1 / 9), (7, 1 / 49), (8, 4 / 64)):
+        frame = Frame.around((60, 60))
+        alike = Cells(torch.ones(side * side, 1), frame, (side, side), frame.inside((side, side)))
+        found = find_matches(alike, alike, torch.tensor([0]))
+        assert float(found.confidence) == pytest.approx(expected)  # the first of equals is a corner
 
 
 def test_masked_cells_are_never_matched_nor_weighed():

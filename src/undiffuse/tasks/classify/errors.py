@@ -67,7 +67,7 @@ def error_table(
         dtype=dtype,
         listener=listener,
     )
-    ledger.start(len(ledger.measure.grid.times))
+    ledger.start()
     ledger.measure_all(range(len(ledger.measure.grid.times)))
     listener(Finished(TASK))
     return ledger.table()
@@ -103,9 +103,11 @@ class Ledger:
         self.calls = torch.zeros(self.items, dtype=torch.int64)
         self.done = 0
 
-    def start(self, times: int) -> None:
-        """Tell the listener how many times will be visited."""
-        self.listener(Started(TASK, times, "time"))
+    def start(self, rounds: Sequence[tuple[Sequence[int], int]] | None = None) -> None:
+        """Tell the listener how many questions there will be: of rounds of times with so many candidates each; all."""
+        rounds = rounds or [(range(len(self.measure.grid.times)), self.distinct)]
+        each = sum(len(times) * (candidates + (self.null is not None)) for times, candidates in rounds)
+        self.listener(Started(TASK, self.items * each, "question"))
 
     def measure_all(self, times: Sequence[int], alive: Tensor | None = None) -> None:
         """Measure the candidates that are alive, bool (B, D), at some times; None: all.
@@ -117,17 +119,24 @@ class Ledger:
         items, numbers = alive.nonzero().unbind(1)
         asked = alive.any(1)
         for time in times:
-            found = self.measure.errors(time, items, self.candidates.distinct[numbers]).cpu()
+            found = self._asked(time, items, self.candidates.distinct[numbers])
             self._check(found, time, numbers)
             self.errors[items, numbers, time] = found
             if self.null is not None:
                 rows = asked.nonzero()[:, 0]
-                free = torch.full_like(rows, len(self.candidates))
-                self.null[rows, time] = self.measure.errors(time, rows, free).cpu()
+                self.null[rows, time] = self._asked(time, rows, torch.full_like(rows, len(self.candidates)))
             count = alive.sum(1) + (asked if self.null is not None else 0)
             self.calls += self.measure.calls(time) * count
-            self.done += 1
+
+    def _asked(self, time: int, items: Tensor, candidates: Tensor) -> Tensor:
+        """Return the errors of pairs (R,) at a time, batch by batch."""
+        size = self.measure.options.batch_size
+        found = []
+        for rows, columns in zip(items.split(size), candidates.split(size), strict=True):
+            found.append(self.measure.errors(time, rows, columns).cpu())
+            self.done += len(rows)
             self.listener(Advanced(TASK, self.done))
+        return torch.cat(found)
 
     def table(self) -> ErrorTable:
         """Return what is known so far, with a row for each candidate."""

@@ -30,7 +30,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     Args:
         model: A `Model`, or a name or folder that `undiffuse.load` reads. A name lets clones in other processes load
             it for themselves; a `Model` is shared by clones, not copied.
-        samples, keep: Rounds; see `classify`.
+        times, keep: Rounds; see `classify`.
         weight: Of times; see `classify`.
         template: What prompts are made of the classes with; see `classify`.
         temperature: Of the probabilities; "fit": found on the rows that `fit` gets. Give rows to `fit` that are not
@@ -41,14 +41,14 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         model: Any = "digits",
-        samples: int | Sequence[int] | None = None,
+        times: int | Sequence[int] | None = None,
         keep: int | Sequence[int] | None = None,
         weight: Any = "uniform",
         template: str | None = None,
         temperature: float | str = 1.0,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.samples, self.keep, self.weight = model, samples, keep, weight
+        self.model, self.times, self.keep, self.weight = model, times, keep, weight
         self.template, self.temperature, self.options = template, temperature, options
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -82,7 +82,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             held,
             items_of(X, held),
             self.classes_.tolist(),
-            samples=self.samples,
+            times=self.times,
             keep=self.keep,
             weight=self.weight,
             template=self.template,

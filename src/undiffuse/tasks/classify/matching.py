@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from undiffuse.analysis.compositionality.measures import Share, pair_scores, share
+from undiffuse.analysis.compositionality.measures import pair_scores
 from undiffuse.analysis.subject import Wrap
 from undiffuse.events import Finished, Listener, silent
+from undiffuse.metrics.shares import Share, share
 from undiffuse.tasks.classify.errors import TASK, error_options, open_ledger
 from undiffuse.tasks.classify.table import ErrorTable, Weight
 from undiffuse.words import plain_json
@@ -59,7 +60,7 @@ class TextMatches:
         items take their own text, the image score those in which both texts take their own item, the group score both.
 
         Args:
-            interval: See `analysis.compositionality.share`: "normal", as the paper prints it, or "wilson".
+            interval: See `metrics.shares.share`: "normal", as the paper prints it, or "wilson".
 
         Raises:
             ValueError: Other numbers of items and texts than twice the number of pairs, or scores without contrast.
@@ -132,7 +133,7 @@ def match_texts(
     if len(table.names) != len(table.class_names):
         raise ValueError("texts are matched one by one; give each as a string of its own, without lists of prompts.")
     table.weights(weight)  # refuses before anything is measured
-    ledger.start(len(table.times))
+    ledger.start()
     ledger.measure_all(range(len(table.times)))
     listener(Finished(TASK))
     table = ledger.table()

@@ -39,7 +39,7 @@ class Measure(ABC):
         denoiser: Asked.
         x: States (B, *).
         conditions: Of the pairs.
-        options: Seed, batch size and, of continuous data, loss, target and antithetic noise.
+        options: Seed and, of continuous data, loss, target and antithetic noise.
 
     Attributes:
         grid: The times.
@@ -69,10 +69,8 @@ class Measure(ABC):
 
     @torch.no_grad()
     def errors(self, time: int, items: Tensor, candidates: Tensor) -> Tensor:
-        """Return the errors of pairs, int64 (R,) each, at a time of the grid: (R,)."""
-        size = self.options.batch_size
-        parts = zip(items.split(size), candidates.split(size), strict=True)
-        return torch.cat([self._errors(time, b, c) for b, c in parts]).to(self.dtype)
+        """Return the errors of a batch of pairs, int64 (R,) each, at a time of the grid: (R,)."""
+        return self._errors(time, items, candidates).to(self.dtype)
 
     @abstractmethod
     def _errors(self, time: int, items: Tensor, candidates: Tensor) -> Tensor:
@@ -113,6 +111,8 @@ class GaussianMeasure(Measure):
             return apart.square().mean(1)
         if self.loss == "l1":
             return apart.abs().mean(1)
+        if self.loss == "rms":
+            return apart.square().mean(1).sqrt()
         return F.huber_loss(apart, torch.zeros_like(apart), reduction="none").mean(1)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from undiffuse.metrics.shares import Share, share
 from undiffuse.tasks.classify.table import ErrorTable
 from undiffuse.words import plain_json
 
@@ -126,11 +127,9 @@ class Classification:
         """
         return self.class_logits(temperature).softmax(1)
 
-    def accuracy(self, truth: Tensor) -> tuple[float, float]:
-        """Return the share of items whose class (B,) is right, and its standard error; errors as for `read_truth`."""
-        right = (self.label.cpu() == read_truth(self, truth)).double()
-        share = float(right.mean())
-        return share, math.sqrt(share * (1 - share) / len(right))
+    def accuracy(self, truth: Tensor) -> Share:
+        """Return the share of items whose class (B,) is right, with its 95 % interval; errors as for `read_truth`."""
+        return share(self.label.cpu() == read_truth(self, truth))
 
     def confusion(self, truth: Tensor) -> Tensor:
         """Return how many items of each class (rows) got each label (columns), int64 (K, K); see `read_truth`."""

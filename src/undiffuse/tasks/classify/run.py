@@ -26,7 +26,7 @@ def classify(
     x: Tensor,
     candidates: Any = None,
     *,
-    samples: int | Sequence[int] | None = None,
+    times: int | Sequence[int] | None = None,
     keep: int | Sequence[int] | None = None,
     weight: Weight = "uniform",
     order: Literal["corput", "reference"] = "corput",
@@ -47,7 +47,7 @@ def classify(
         score(c) = -(1/n) sum_i w(t_i) loss(eps_i - eps_hat(alpha_i x + sigma_i eps_i, t_i, c)),
 
     with the same n pairs (t_i, eps_i) for all candidates. Nothing is trained. All are measured at a few times, the best
-    of them at more (`samples`, `keep`).
+    of them at more (`times`, `keep`).
 
     Args:
         model: A `Model` with conditions, of continuous data or tokens; or a `Denoiser`, whose data are states in model
@@ -55,7 +55,7 @@ def classify(
         x: Items in data units (B, *shape); token ids (B, L).
         candidates: None: all classes of the model's label. Names or numbers of classes, prompts, rows of a vector
             condition, or condition -> values; a list among prompts holds several of one class.
-        samples: Times known after each round, rising, or one number; None: a quarter of 40, then 40.
+        times: Times known after each round, rising, or one number; None: a quarter of 40, then 40.
         keep: Candidates that each round keeps, 1 at last; None: the better half, at most 5, then 1.
         weight: "uniform", "elbo" (a likelihood bound, on times uniform in log-SNR), a target such as "x0" whose squared
             error is meant, `TimeWeights`, or a number for each time.
@@ -84,21 +84,21 @@ def classify(
         raise ValueError(f"reduce={reduce!r} is unknown; choose 'max' or 'mean'.")
     asked: dict[str, Any] = {"condition": condition, "template": template, "cond": cond, "wrap": wrap, "dtype": dtype}
     if method != "errors":
-        unused = {"samples": samples, "keep": keep, "race": race, "weight": weight} | options
+        unused = {"times": times, "keep": keep, "race": race, "weight": weight} | options
         unused["order"] = None if order == "corput" else order
         settings = _likelihood_settings(method, unused, likelihood or {})
         return by_likelihood(model, x, candidates, settings, reduce=reduce, listener=listener, **asked)
     if likelihood is not None:
         raise ValueError("likelihood holds options of method='ode' or 'elbo'; name one of these, or leave it out.")
     chosen = error_options(options)
-    counts = tuple(samples) if isinstance(samples, Sequence) else samples
+    counts = tuple(times) if isinstance(times, Sequence) else times
     kept = tuple(keep) if isinstance(keep, Sequence) else keep
-    plan = partial(usual_rounds, samples=counts, keep=kept, order=order, race=race)
-    total = plan(2).samples[-1]  # refuses rounds that are none before anything is encoded
+    plan = partial(usual_rounds, times=counts, keep=kept, order=order, race=race)
+    total = plan(2).times[-1]  # refuses rounds that are none before anything is encoded
     spacing = "logsnr" if isinstance(weight, str) and weight == "elbo" else "t"
     ledger = open_ledger(model, x, candidates, chosen, times=total, usual_spacing=spacing, listener=listener, **asked)
     known = len(ledger.measure.grid.times) < total  # causal models of tokens know their likelihood by one evaluation
-    rounds = Rounds(samples=(1,), keep=(1,)) if known else plan(ledger.distinct)
+    rounds = Rounds(times=(1,), keep=(1,)) if known else plan(ledger.distinct)
     weights = ledger.table().weights(weight)
     promised = promised_nfe(ledger, rounds)
     survived = _run(ledger, rounds, weights)
@@ -117,15 +117,20 @@ def classify(
 
 def promised_nfe(ledger: Ledger, rounds: Rounds) -> int:
     """Return the most network evaluations for an item; without a race the number that is made."""
-    remaining, total = ledger.distinct, 0
-    added = time_sets(len(ledger.measure.grid.times), rounds.samples, rounds.order)
+    null = ledger.null is not None
+    return sum((count + null) * sum(map(ledger.measure.calls, times)) for times, count in _planned(ledger, rounds))
+
+
+def _planned(ledger: Ledger, rounds: Rounds) -> list[tuple[list[int], int]]:
+    """Return the times of each round, and the most candidates that an item has in it."""
+    remaining, found = ledger.distinct, []
+    added = time_sets(len(ledger.measure.grid.times), rounds.times, rounds.order)
     for number, (times, keep) in enumerate(zip(added, rounds.keep, strict=True)):
         if remaining == 1 and number:
             break
-        asked = remaining + (ledger.null is not None)
-        total += asked * sum(ledger.measure.calls(time) for time in times)
+        found.append((times, remaining))
         remaining = min(remaining, keep)
-    return total
+    return found
 
 
 def _likelihood_settings(method: str, unused: dict[str, Any], likelihood: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def _likelihood_settings(method: str, unused: dict[str, Any], likelihood: dict[s
 def _settings(ledger: Ledger, rounds: Rounds, weight: Weight) -> dict[str, Any]:
     measure = ledger.measure
     return {
-        "samples": rounds.samples,
+        "times": rounds.times,
         "keep": rounds.keep,
         "order": rounds.order,
         "race": rounds.race,
@@ -165,8 +170,8 @@ def _run(ledger: Ledger, rounds: Rounds, weights: Tensor) -> Tensor:
     """Go through the rounds and return in how many each distinct candidate was measured, int64 (B, D)."""
     alive = torch.ones(ledger.items, ledger.distinct, dtype=torch.bool)
     survived = torch.zeros(alive.shape, dtype=torch.int64)
-    added = time_sets(len(ledger.measure.grid.times), rounds.samples, rounds.order)
-    ledger.start(sum(map(len, added)))
+    added = time_sets(len(ledger.measure.grid.times), rounds.times, rounds.order)
+    ledger.start(_planned(ledger, rounds))
     for number, (times, keep) in enumerate(zip(added, rounds.keep, strict=True)):
         if number:
             alive &= alive.sum(1, keepdim=True) > 1  # where one is left, nothing is open

@@ -32,7 +32,7 @@ class ErrorTable:
         class_names: K of them.
         dims: Elements of an item D.
         target: What the error is of: "eps", "x0", "v", "velocity"; "tokens".
-        loss: "l2", "l1", "huber"; "nll".
+        loss: "l2", "l1", "huber", "rms"; "nll".
         null: Errors without the condition, (B, n), with the same noise; None where not measured.
         widths, forms: See `TimeGrid`.
         calls: Network evaluations made for each item, int64 (B,).

@@ -81,18 +81,18 @@ def visit_order(n: int) -> list[int]:
     return list(order)
 
 
-def time_sets(n: int, samples: Sequence[int], order: str) -> list[list[int]]:
+def time_sets(n: int, counts: Sequence[int], order: str) -> list[list[int]]:
     """Return the times (indices) that each round adds, rising.
 
     Args:
         n: Times of the grid.
-        samples: How many are to be known after each round, rising to `n`.
-        order: "corput": the first of `visit_order`, so exactly `samples`; "reference": evenly spread ones for each
+        counts: How many are to be known after each round, rising to `n`.
+        order: "corput": the first of `visit_order`, so exactly `counts`; "reference": evenly spread ones for each
             round, which are not nested, so that later rounds know a few more. Source: the code of Li et al. 2023.
     """
     known: set[int] = set()
     added = []
-    for count in samples:
+    for count in counts:
         stride = n // count
         wanted = visit_order(n)[:count] if order == "corput" else list(range(n))[stride // 2 :: stride][:count]
         fresh = sorted(set(wanted) - known) if count < n else sorted(set(range(n)) - known)

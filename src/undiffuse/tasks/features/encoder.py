@@ -14,6 +14,7 @@ from undiffuse.data.memory import require_memory
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.model import Model
 from undiffuse.networks.embedded import Embedded
@@ -344,6 +345,4 @@ def write_time(t: Time) -> str:
 
 
 def _check(pool: int | None, draws: int, batch_size: int) -> None:
-    for name, value in (("pool", pool), ("draws", draws), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+    check_counts(pool=pool, draws=draws, batch_size=batch_size)

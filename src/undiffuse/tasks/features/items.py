@@ -14,6 +14,7 @@ from undiffuse.data.holdout import split
 from undiffuse.data.open import open_data
 from undiffuse.data.options import DataOptions
 from undiffuse.errors import DataError
+from undiffuse.limits import check_counts
 from undiffuse.models.model import Model
 from undiffuse.noise import permutation
 
@@ -69,8 +70,7 @@ def read_items(
         ValueError: `n` below 1, or a tensor that does not fit the model.
         DataError: Nothing there, or data that do not fit.
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} must be at least 1.")
+    check_counts(n=n)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         return _rows(model, torch.as_tensor(data)[:n])
     if isinstance(data, (str, bytes)) or hasattr(data, "__fspath__"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from undiffuse.errors import UndiffuseError
 from undiffuse.events import Listener, Message, silent
+from undiffuse.metrics.shares import share
 from undiffuse.models.model import Model
 from undiffuse.tasks.features.baselines import RawItems, untrained
 from undiffuse.tasks.features.encoder import DEFAULT_TIME, FeatureEncoder, Times, write_time
@@ -18,11 +19,11 @@ from undiffuse.tasks.features.head import Head, Inputs
 from undiffuse.tasks.features.items import LabelledItems
 from undiffuse.tasks.features.layers import AUTO, Layers
 from undiffuse.tasks.features.options import CLOSED, HeadOptions
-from undiffuse.tasks.features.probing import Encoder, ProbeClassifier, accuracy, fit_head, head_inputs, number_labels
+from undiffuse.tasks.features.probing import Encoder, ProbeClassifier, fit_head, head_inputs, number_labels
 from undiffuse.tasks.features.search import ProbeSearch, probe_search
 from undiffuse.tasks.features.transferring import number_as
 
-COLUMNS = ("features", "number", "head", "accuracy", "error")
+COLUMNS = ("features", "number", "head", "accuracy", "95 %")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Judged:
         features: How many, of a head that reads maps their numbers.
         head: The head.
         accuracy: On the items that judge.
-        error: Its binomial standard error.
+        low, high: Its 95 % interval.
         few: Accuracy by labels of each class; empty where that was not asked for.
     """
 
@@ -42,7 +43,8 @@ class Judged:
     features: int
     head: str
     accuracy: float
-    error: float
+    low: float
+    high: float
     few: tuple[FewLabels, ...] = ()
 
 
@@ -64,7 +66,7 @@ class ProbeStudy:
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the accuracies as cells under `COLUMNS`."""
-        return [(row.name, str(row.features), row.head, f"{row.accuracy:.2%}", f"{row.error:.2%}") for row in self.rows]
+        return [(row.name, str(row.features), row.head, f"{row.accuracy:.2%}", _ends(row)) for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the probe itself as plain JSON."""
@@ -156,10 +158,21 @@ def _judge(
     if few and options.head in CLOSED:
         counts = (*few, None)
         curve = few_label_curve((inputs, labels), (judging, test), counts=counts, seed=options.seed, options=options)
-    right = accuracy(head, judging, test)
-    error = (right * (1 - right) / len(test)) ** 0.5
-    row = Judged(name=name, features=_size(inputs), head=options.head, accuracy=right, error=error, few=tuple(curve))
+    right = share(head.logits(judging).argmax(1) == test)
+    row = Judged(
+        name=name,
+        features=_size(inputs),
+        head=options.head,
+        accuracy=right.value,
+        low=right.low,
+        high=right.high,
+        few=tuple(curve),
+    )
     return row, head
+
+
+def _ends(row: Judged) -> str:
+    return f"{100 * row.low:.1f} to {100 * row.high:.1f}"
 
 
 def describe_encoder(encoder: FeatureEncoder) -> str:

@@ -226,6 +226,13 @@ class Frame:
             )
         return held
 
+    def touched(self, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the cells in which a mask (H, W) holds a pixel, bool (h w,)."""
+        y, x = mask.nonzero().unbind(1)
+        held = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+        held[self.cells(torch.stack([x, y], dim=1).double(), grid)] = True
+        return held
+
     def _shares(self, points: Tensor) -> Tensor:
         """Return points in shares of the canvas, 0 to 1, (n, 2)."""
         offset = torch.tensor([self.left + 0.5, self.top + 0.5], dtype=torch.float64)

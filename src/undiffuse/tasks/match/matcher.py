@@ -77,13 +77,16 @@ class Matcher:
                 self._kept.popitem(last=False)
         return found
 
-    def pair(self, src: Described, dst: Described, dst_mask: Any = None) -> tuple[Cells, Cells]:
+    def pair(
+        self, src: Described, dst: Described, dst_mask: Any = None, src_mask: Tensor | None = None
+    ) -> tuple[Cells, Cells]:
         """Return the cells of two pictures with comparable vectors.
 
         Args:
             src: The source.
             dst: The target.
             dst_mask: Where matches may lie (H, W); see `read_mask`.
+            src_mask: What of the source there is to match, bool (H, W); None: all.
 
         Raises:
             ValueError: An empty mask, one of another size, or features that are not finite.
@@ -98,6 +101,8 @@ class Matcher:
             allowed = found.frame.inside(grid)
             if which == 1 and dst_mask is not None:
                 allowed = found.frame.masked(read_mask(dst_mask, found.picture.size, "the target's mask"), grid)
+            elif which == 0 and src_mask is not None:
+                allowed = found.frame.touched(src_mask, grid)
             both.append(Cells(vectors, found.frame, grid, allowed))
         return both[0], both[1]
 
@@ -126,10 +131,10 @@ class Matcher:
     def _grid(self, joined: list[Tensor]) -> tuple[int, int]:
         """Return the rows and columns of the cells: of the finest features, or as the options say."""
         finest = max((tuple(features.shape[1:]) for features in joined), key=lambda grid: grid[0] * grid[1])
-        if self.options.grid is None:
+        if self.options.cells is None:
             return finest[0], finest[1]
         longer = max(finest)
-        rows, columns = (max(1, round(self.options.grid * side / longer)) for side in finest)
+        rows, columns = (max(1, round(self.options.cells * side / longer)) for side in finest)
         return rows, columns
 
 

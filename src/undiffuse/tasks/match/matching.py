@@ -12,7 +12,8 @@ from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.tasks.match.frame import Frame
 
 _CHUNK = 1 << 22  # similarities held at once
-_NEAR = 1  # cells around a match that belong to it
+_NEAR = 1  # cells around a match that belong to it, where cells are small:
+_SMALL = 8  # rows and columns from which on that is so; on coarser grids the next cell is another place
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Found:
         positions: In pixels of the target picture, float64 (m, 2).
         cells: The best cell of the target, int64 (m,).
         similarity: Cosine of the fused vectors, (m,).
-        confidence: Share of the softmax over all cells that lies on the best one and those next to it, (m,).
+        confidence: Share of the softmax over all cells that lies on the best one and, on grids of 8 x 8 cells or finer,
+            on those next to it, (m,).
         ratio: Distance to the best cell over that to the best elsewhere, 0 to 1, (m,); near 1 is ambiguous.
         back: The cell of the source that the best cell matches, (m,); the query's own, where the match is mutual.
     """
@@ -125,7 +127,7 @@ def _of_chunk(
     top, best = similarity.max(dim=1)
     exact = similarity if method == "nearest" else similarity.double()  # of positions; a confidence needs less
     share = torch.softmax(exact / temperature, dim=1)
-    near = _around(best, dst.grid, _NEAR)
+    near = _around(best, dst.grid, _NEAR if min(dst.grid) >= _SMALL else 0)
     if method == "nearest":
         yield dst.centres[best]
     else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from undiffuse.limits import at_least_one, check_counts
 from undiffuse.words import did_you_mean, option
 
 Feature = Literal["diffusion", "dino", "patch", "position"]
@@ -41,7 +42,7 @@ class MatchOptions:
     dino: str | None = option(None, "a DINO network: a folder, or a name on the hub such as facebook/dinov2-base")
     dino_size: int = option(840, "pixels of the longer side for DINO, rounded to whole patches")
     patch: int = option(5, "side of raw patches in pixels of the scaled picture, odd")
-    grid: int | None = option(None, "cells of the longer side of the grid; none: that of the finest features")
+    cells: int | None = option(None, "cells of the longer side of the grid; none: that of the finest features")
     method: Literal["nearest", "soft-argmax", "window"] = option(
         "nearest", "nearest: centre of the best cell; soft-argmax: mean over all; window: mean near the best"
     )
@@ -84,15 +85,11 @@ class MatchOptions:
     def _check_numbers(self) -> None:
         if self.window != MatchOptions.window and self.method != "window":
             raise ValueError(f"window={self.window} has no use with method={self.method!r}; use method='window'.")
-        for name in ("draws", "dino_size", "patch", "window", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        at_least_one(self, "draws", "dino_size", "patch", "window", "batch_size")
+        check_counts(least=2, cells=self.cells)
+        check_counts(least=0, pca=self.pca)
         if self.patch % 2 == 0:
             raise ValueError(f"patch={self.patch} has no middle pixel; use an odd number.")
-        if self.pca < 0:
-            raise ValueError(f"pca={self.pca} must be 0 (none) or the number of dimensions.")
-        if self.grid is not None and self.grid < 2:
-            raise ValueError(f"grid={self.grid} must be at least 2.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be above 0.")
         if self.ratio is not None and not 0 < self.ratio <= 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models.model import Model
-from undiffuse.tasks.match.frame import Frame, check_points
+from undiffuse.tasks.match.frame import Frame, check_points, read_mask
 from undiffuse.tasks.match.matcher import Described, Matcher
 from undiffuse.tasks.match.matching import Cells, Found
 from undiffuse.tasks.match.options import MatchOptions
@@ -72,19 +72,23 @@ def match_dense(
     src: Any,
     dst: Any,
     *,
+    src_mask: Any = None,
     dst_mask: Any = None,
     listener: Listener = silent,
     **options: Any,
 ) -> DenseMatch:
     """Match every pixel of one picture with another.
 
-    Cells are matched, and their displacements are interpolated between the centres (bilinear); `grid` makes the cells
+    Cells are matched, and their displacements are interpolated between the centres (bilinear); `cells` makes them
     finer. Arguments and errors as for `match`, and `listener` hears about progress; `mutual` and `ratio` drop nothing
-    here, see `DenseMatch.mutual`.
+    here, see `DenseMatch.mutual`. With `src_mask`, what of the source there is to match, the cells that it touches are
+    matched among themselves alone, and pixels far from them have no number (NaN).
     """
     matcher = make_matcher(model, options)
     described = matcher.describe(src, "the source"), matcher.describe(dst, "the target")
-    a, b = matcher.pair(*described, dst_mask)
+    source = described[0].picture
+    inside = None if src_mask is None else read_mask(src_mask, source.size, "the source's mask")
+    a, b = matcher.pair(*described, dst_mask, inside)
     queries = a.allowed.nonzero().flatten()
     found = matcher.find(a, b, queries, listener)
     values = torch.zeros(len(a.allowed), 3, dtype=torch.float64)

@@ -23,7 +23,7 @@ from undiffuse.tasks.match.results import DenseMatch
 from undiffuse.tasks.match.run import make_matcher, match_dense
 from undiffuse.tasks.match.sources import read_size
 
-_STRENGTH = 0.5  # the paper's range of SDEdit is 0.4 to 0.6
+_START = 0.5  # the paper's range of SDEdit is 0.4 to 0.6
 _STEPS = 50  # of a whole walk
 
 
@@ -34,8 +34,8 @@ class Swap:
     Args:
         picture: The result.
         pasted: The same before it was refined.
-        dense: Where every pixel of the source lies in the target.
-        strength: Time from which the model refined it; 0: not at all.
+        dense: Where every pixel of the source's object lies in the target.
+        start: Time from which the model refined it; 0: not at all.
         nfe: Network evaluations of that.
         settings: How pixels were matched.
     """
@@ -43,7 +43,7 @@ class Swap:
     picture: Tensor
     pasted: Tensor
     dense: DenseMatch
-    strength: float
+    start: float
     nfe: int
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ def swap(
     src_mask: Any,
     dst_mask: Any,
     *,
-    strength: float | None = None,
+    start: float | None = None,
     steps: int = _STEPS,
     solver: str | None = None,
     cond: Mapping[str, Any] | None = None,
@@ -66,8 +66,9 @@ def swap(
 ) -> Swap:
     """Fill the object of one picture with the corresponding pixels of another's.
 
-    Every pixel in `src_mask` takes the colour at its place by `match_dense`, whose cells match within `dst_mask`. Then
-    the composite is noised to the time `strength` and denoised again; what lies outside the mask is held at the noise
+    Every pixel in `src_mask` takes the colour at its place by `match_dense`, from cells of the one mask to cells of the
+    other. Then
+    the composite is noised to the time `start` and denoised again; what lies outside the mask is held at the noise
     level of the rest (`Replacement`) and is the source's in the end, bit for bit.
 
     Args:
@@ -76,8 +77,8 @@ def swap(
         dst: Target.
         src_mask: The object in the source: a file (white), or bool (H, W).
         dst_mask: The object in the target.
-        strength: Time in [0, 1) from which to refine; 0 pastes plainly; None: 0.5 with a model, else 0.
-        steps: Steps of a whole walk, of which the share `strength` is taken.
+        start: Time in [0, 1) from which to refine; 0 pastes plainly; None: 0.5 with a model, else 0.
+        steps: Steps of a whole walk, of which the share `start` is taken.
         solver: Rule that steps; None: the model's own.
         cond: Condition for refining and for diffusion features, e.g. {"prompt": "a photo of a cat"}.
         guidance: Scale of classifier-free guidance.
@@ -86,38 +87,38 @@ def swap(
         options: Those of `match`, for the features.
 
     Raises:
-        ValueError: As for `match`; a strength out of range, or refining by a model of tokens or without one.
+        ValueError: As for `match`; a start out of range, or refining by a model of tokens or without one.
 
     Source: Zhang et al. 2023, arXiv:2305.15347, section 5; Meng et al. 2022, "SDEdit", arXiv:2108.01073.
     """
-    strength = (0.0 if model is None else _STRENGTH) if strength is None else float(strength)
-    _check(model, strength, steps)
+    start = (0.0 if model is None else _START) if start is None else float(start)
+    _check(model, start, steps)
     if matcher is None and cond and "diffusion" in MatchOptions(**options).sources:
         options |= {"cond": cond}
     matcher = make_matcher(matcher or model, options)
     a, b = matcher.describe(src, "the source"), matcher.describe(dst, "the target")
     inside = read_mask(src_mask, a.picture.size, "the source's mask")
-    dense = match_dense(matcher, a, b, dst_mask=dst_mask, listener=listener)
+    dense = match_dense(matcher, a, b, src_mask=inside, dst_mask=dst_mask, listener=listener)
     channels = max(a.picture.pixels.shape[0], b.picture.pixels.shape[0])
     own, other = a.picture.channels(channels), b.picture.channels(channels)
     pasted = torch.where(inside, _sampled(other, dense.positions), own)
     found, nfe = pasted, 0
-    if strength > 0:
+    if start > 0:
         assert model is not None
         walk = {"steps": steps, "solver": solver, "cond": dict(cond) if cond else None, "guidance": guidance}
-        refined, nfe = _refined(matcher, model, pasted, inside, a.frame, strength, walk | {"listener": listener})
+        refined, nfe = _refined(matcher, model, pasted, inside, a.frame, start, walk | {"listener": listener})
         shown = refined if channels == refined.shape[0] else refined.expand(channels, -1, -1)
         found = torch.where(inside, shown, own)
-    return Swap(picture=found, pasted=pasted, dense=dense, strength=strength, nfe=nfe, settings=dense.settings)
+    return Swap(picture=found, pasted=pasted, dense=dense, start=start, nfe=nfe, settings=dense.settings)
 
 
-def _check(model: Model | None, strength: float, steps: int) -> None:
-    if not 0 <= strength < 1 or steps < 1:
-        raise ValueError(f"strength={strength:g}, steps={steps}; expected within [0, 1) and at least 1.")
-    if strength > 0 and model is None:
-        raise ValueError(f"strength={strength:g} refines by a model; give one, or strength=0 for a plain paste.")
-    if strength > 0 and model is not None and not isinstance(model.process, GaussianProcess):
-        raise ValueError("refining noises pixels or latents and this model works on tokens; use strength=0.")
+def _check(model: Model | None, start: float, steps: int) -> None:
+    if not 0 <= start < 1 or steps < 1:
+        raise ValueError(f"start={start:g}, steps={steps}; expected within [0, 1) and at least 1.")
+    if start > 0 and model is None:
+        raise ValueError(f"start={start:g} refines by a model; give one, or start=0 for a plain paste.")
+    if start > 0 and model is not None and not isinstance(model.process, GaussianProcess):
+        raise ValueError("refining noises pixels or latents and this model works on tokens; use start=0.")
 
 
 def _sampled(pixels: Tensor, positions: Tensor) -> Tensor:
@@ -137,10 +138,10 @@ def _refined(
     pasted: Tensor,
     inside: Tensor,
     frame: Frame,
-    strength: float,
+    start: float,
     walk: dict[str, Any],
 ) -> tuple[Tensor, int]:
-    """Return the composite (C, H, W), noised to `strength` and denoised at the size that the model sees."""
+    """Return the composite (C, H, W), noised to `start` and denoised at the size that the model sees."""
     size, process = read_size(model, matcher.options.size), model.process
     assert isinstance(process, GaussianProcess)
     shown = pasted if pasted.shape[0] == model.spec.channels else pasted.mean(0, keepdim=True)
@@ -150,15 +151,15 @@ def _refined(
     held = frame.canvas(2.0 * inside[None] - 1, size)[None].to(x0.device)
     free = F.adaptive_max_pool2d(held, tuple(x0.shape[2:])) > -1 + 1e-6  # every state that the object touches
     noise = KeyedNoise(matcher.options.seed, [0], x0.device)
-    start = process.corrupt(x0, strength, noise.normal("init", 0, tuple(x0.shape[1:]), x0.dtype))
-    count = max(1, round(walk.pop("steps") * strength))
+    noised = process.corrupt(x0, start, noise.normal("init", 0, tuple(x0.shape[1:]), x0.dtype))
+    count = max(1, round(walk.pop("steps") * start))
     own_size = tuple(size) == tuple(model.spec.shape[1:])
     result = model.sample_result(
         1,
         seed=matcher.options.seed,
-        grid=make_grid(process.schedule, count, "t", start=strength),
+        grid=make_grid(process.schedule, count, "t", start=start),
         constraints=[Replacement(process, x0, ~free)],
-        start=start,
+        start=noised,
         size=None if own_size else size,
         **walk,
     )
