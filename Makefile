@@ -18,7 +18,7 @@ help:  ## list the targets
 # A larger text, where one lies beside the repository.
 TEXT := $(wildcard ../shared/data/text/tinyshakespeare.txt)
 demo: .venv  ## train on real digits and on text, sample, write demo/report.html
-	$(BIN)/undiffuse demo --out demo $(if $(TEXT),--text $(TEXT))
+	$(BIN)/undiffuse demo --out demo $(if $(TEXT),--data $(TEXT))
 
 test: lint types  ## lint, types, and every fast test
 	$(PYTEST) -m "not slow"

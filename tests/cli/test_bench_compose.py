@@ -28,7 +28,7 @@ def asked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[st
 
 
 def test_a_model_draws_its_own_test_and_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("self-bench", "digits", "--per-prompt", "2", "--steps", "5", "--out", "own")
+    words = ("self-bench", "digits", "--samples", "2", "--steps", "5", "--out", "own")
     code, made, err = asked(capsys, *words)
     assert code == 0, err
     assert made["drawn"] == 20 and made["tasks"] == {"own-classes": 20} and made["passed"] is None
@@ -49,22 +49,22 @@ def test_a_model_draws_its_own_test_and_reads_it(capsys: pytest.CaptureFixture[s
     assert gap["error_ratio"] == 1.0 and abs(gap["frechet"]) < 1e-6 and len(gap["accuracy"]) == 3
     assert "2 rows are there already" in err
     assert again["rows"] == found["rows"] and again["compared"]["own-classes, accuracy"]["p"] == 1.0
-    code, _, err = asked(capsys, *test, "--weights", "elbo")
-    assert code == 1 and "measured with another weights" in err
-    code, fewer, err = asked(capsys, *test, "--limit", "2")
+    code, _, err = asked(capsys, *test, "--weight", "elbo")
+    assert code == 1 and "measured with another weight" in err
+    code, fewer, err = asked(capsys, *test, "-n", "2")
     assert code == 0 and {row["n"] for row in fewer["rows"]} == {2}  # other items under a name that is there
-    code, _, err = asked(capsys, *test[:2], "labelled:digits", *test[3:], "--limit", "2")
+    code, _, err = asked(capsys, *test[:2], "labelled:digits", *test[3:], "-n", "2")
     table = Path("found/results.csv").read_text()
     assert code == 0 and "digits,object" in table and "own-classes,object" in table  # the rows of other tasks stay
 
 
 def test_weights_are_learned_and_used(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("learn-weights", "digits", "labelled:digits", "--limit", "24", "--times", "3", "--out", "w.json")
+    words = ("learn-weights", "digits", "labelled:digits", "-n", "24", "--times", "3", "--out", "w.json")
     code, learned, err = asked(capsys, *words, "--degree", "free")
     assert code == 0, err
     assert learned["shots"] == learned["held_out"] == 12 and len(learned["values"]) == 3
     assert np.mean(learned["values"]) == pytest.approx(1.0)
-    words = ("bench-compose", "digits", "labelled:digits", "--limit", "8", "--times", "4", "--weights", "w.json")
+    words = ("bench-compose", "digits", "labelled:digits", "-n", "8", "--times", "4", "--weight", "w.json")
     code, found, err = asked(capsys, *words)
     assert code == 0, err
     assert found["rows"][0]["n"] == 8 and Path("bench-compose/digits/results.json").is_file()
@@ -73,7 +73,6 @@ def test_weights_are_learned_and_used(capsys: pytest.CaptureFixture[str]) -> Non
 def write_task(name: str, **item: Any) -> None:
     Path(name).mkdir()
     write_image(Path(name) / "a.png", np.zeros((8, 8), dtype=np.uint8))
-    write_image(Path(name) / "wide.png", np.zeros((8, 9), dtype=np.uint8))
     (Path(name) / "junk.npy").write_text("junk")
     given = {"images": ["a.png"], "texts": ["3", "5"], **item}
     (Path(name) / "task.json").write_text(json.dumps({"name": name, "items": [given, given]}))
@@ -89,14 +88,13 @@ def write_task(name: str, **item: Any) -> None:
         ({"images": [{"box": [0, 0, 1, 1]}]}, (), "expected a file name, or an object with file and box"),
         ({"images": [{"file": "a.png", "box": [5, 5, 1, 1]}]}, (), "is not left, top, right and bottom"),
         ({"images": ["junk.npy"]}, (), "cannot be read as an array of numbers"),
-        ({"images": ["wide.png"]}, (), "9 x 8 pixels and the model takes 8 x 8; say how it shall fit: resize"),
         ({"texts": ["3", "x"]}, (), "label 'x' does not exist"),
-        ({}, ("--grid", "even"), "use uniform, logsnr, shifted"),
+        ({}, ("--spacing", "even"), "use t, logsnr, shifted"),
         ({}, ("--resize", "bad"), "use crop, pad, stretch"),
-        ({}, ("--weights", "elboo"), "Did you mean 'elbo'"),
-        ({}, ("--weights", "none.json"), "cannot read time weights from none.json"),
+        ({}, ("--weight", "elboo"), "Did you mean 'elbo'"),
+        ({}, ("--weight", "none.json"), "cannot read time weights from none.json"),
         ({}, ("--compare", "none.json"), "none.json cannot be read as JSON"),
-        ({}, ("--limit", "0"), "--limit 0 must be at least 1"),
+        ({}, ("-n", "0"), "-n 0 must be at least 1"),
     ],
 )
 def test_bad_items_and_options_are_one_line(
@@ -117,14 +115,14 @@ def test_bad_items_and_options_are_one_line(
         (("bench-compose", "digits", "gone"), "there is no task at gone"),
         (("bench-compose", "digits", "."), "holds no task.json, so it is no task; say labelled:."),
         (("bench-compose", "digits"), "name a task"),
-        (("bench-compose", "digits", "two-digits", "--limit", "1", "--times", "1"), "the model takes (1, 8, 8)"),
+        (("bench-compose", "digits", "two-digits", "-n", "1", "--times", "1"), "the model takes (1, 8, 8)"),
         (("self-bench", "digits", "--prompts", "gone.txt"), "cannot read prompts from gone.txt"),
-        (("self-bench", "digits", "--per-prompt", "0"), "per_prompt=0"),
-        (("self-bench", "digits", "--per-prompt", "1", "--filter", "gone"), "gone is no filter (No such file"),
+        (("self-bench", "digits", "--samples", "0"), "samples=0"),
+        (("self-bench", "digits", "--samples", "1", "--filter", "gone"), "gone is no filter (No such file"),
         (("learn-weights", "digits", "two-digits", "-n", "1"), "two-digits holds 10 tasks"),
         (("learn-weights", "digits", "labelled:digits", "--degree", "x"), "give auto, free or a whole number"),
-        (("learn-weights", "digits", "labelled:digits", "--limit", "9", "--degree", "30"), "below --times 30"),
-        (("learn-weights", "digits", "labelled:digits", "--limit", "9", "--shots", "9"), "from 1 to the 5 items"),
+        (("learn-weights", "digits", "labelled:digits", "-n", "9", "--degree", "30"), "below --times 30"),
+        (("learn-weights", "digits", "labelled:digits", "-n", "9", "--shots", "9"), "from 1 to the 5 items"),
     ],
 )
 def test_what_is_not_there_is_one_line(
@@ -137,5 +135,5 @@ def test_what_is_not_there_is_one_line(
 
 
 def test_layouts_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found, _ = asked(capsys, "bench-compose", "--layouts")
+    code, found, _ = asked(capsys, "bench-compose", "--list")
     assert code == 0 and len(found["layouts"]) >= 18

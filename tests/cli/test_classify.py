@@ -45,7 +45,7 @@ def write_digits(folder: Path, count: int = 4) -> list[int]:
 
 def test_class_folders_have_an_accuracy_a_report_and_a_row_each(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     labels = write_digits(here / "sorted")
-    words = ("digits", "sorted", "--samples", "2,4", "--keep", "3,1")
+    words = ("digits", "sorted", "--times", "2,4", "--keep", "3,1")
     code, out, err = asked(capsys, *words, "--json", "--out", "there")
     assert code == 0, err
     found = json.loads(out)
@@ -60,7 +60,7 @@ def test_class_folders_have_an_accuracy_a_report_and_a_row_each(capsys: pytest.C
     kept = json.loads(Path(found["classify"]).read_text())
     assert len(kept["table"]["errors"][0]) == 10 and kept["table"]["errors"][0][0][2] is not None
     page = Path(found["report"]).read_text()
-    assert "surest classes" in page and "confusion" not in err
+    assert f"{rows[0]['item']} as {rows[0]['class']}" in page and "confusion" not in err
     assert page.count("data:image/png") >= 3
     again = json.loads(asked(capsys, *words, "--json", "--batch-size", "7")[1])
     assert again["label"] == found["label"]
@@ -70,47 +70,57 @@ def test_class_folders_have_an_accuracy_a_report_and_a_row_each(capsys: pytest.C
 def test_labels_weights_and_held_out_data(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     (here / "labels.txt").write_text("3\n1 | 7\n\n")
     TimeWeights(half_logsnr=(-3.0, 3.0), values=(1.0, 0.2), loss="l1").save(here / "w.json")
-    words = ("--labels", "labels.txt", "--samples", "2", "--loss", "l1", "--weights", "w.json")
+    words = ("--labels", "labels.txt", "--times", "2", "--loss", "l1", "--weight", "w.json")
     code, out, err = asked(capsys, "digits", "-n", "3", *words, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert (found["classes"], found["candidates"]) == (["3", "1"], ["3", "1", "7"])
     assert "are not those that competed" in err and "accuracy" not in found
-    code, out, err = asked(
-        capsys, "digits", "-n", "2", "--labels", "4,5", "--samples", "2", "--guidance", "2", "--json"
-    )
+    code, out, err = asked(capsys, "digits", "-n", "2", "--labels", "4,5", "--times", "2", "--guidance", "2", "--json")
     assert code == 0 and json.loads(out)["evaluations"] == 2 * 2 * 2, err
+
+
+def test_a_broken_picture_is_listed_and_left_out(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    write_digits(here / "sorted")
+    (here / "sorted" / "9").mkdir(exist_ok=True)
+    (here / "sorted" / "9" / "broken.png").write_text("no picture")
+    Image.new("L", (9, 8)).save(here / "sorted" / "9" / "wide.png")
+    code, out, err = asked(capsys, "digits", "sorted", "--times", "2", "--max-bad", "0.2", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["items"]) == 5 and list(found["unreadable"]) == [str(Path("sorted/9/broken.png"))]
+    assert "1 of 6 files cannot be read and are left out: sorted" in err and "other proportions" in err
+    code, _, err = asked(capsys, "digits", "sorted")
+    assert code == 1 and "1 of 6 file(s) in sorted cannot be read, more than --max-bad=0.05 allows" in err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((".", "--samples", "2"), "has no pictures"),
+        ((".", "--times", "2"), "has no pictures"),
         (("gone.png",), "no file or folder"),
-        (("wide.png",), "8 x 8; say how it shall fit"),
-        (("note.png",), "note.png"),
+        (("note.png",), "none of the 1 file(s) in note.png can be read"),
+        (("--max-bad", "2"), "--max-bad 2 must be a share from 0 to 1"),
         (("--labels", "gone.txt"), "there is no file gone.txt"),
         (("--labels", "empty.txt"), "names no classes"),
         (("--labels", "0,eleven"), "'eleven' does not exist"),
         (("--labels", "0,12"), "12"),
         (("--template", "a {}"), "reads no words"),
-        (("--samples", "four"), "whole numbers with commas"),
-        (("--samples", "9,4", "--keep", "2,1"), "rise from round to round"),
-        (("--samples", "4,9", "--keep", "2,2"), "end in 1"),
+        (("--times", "four"), "whole numbers with commas"),
+        (("--times", "9,4", "--keep", "2,1"), "rise from round to round"),
+        (("--times", "4,9", "--keep", "2,2"), "end in 1"),
         (("--loss", "l3"), "choose one of l2"),
         (("--weight", "elbo", "--loss", "l1"), "squared errors"),
-        (("--weight", "x0", "--weights", "w.json"), "give one of them"),
-        (("--weights", "gone.json"), "cannot read time weights"),
+        (("--weight", "gone.json"), "cannot read time weights"),
         (("--resize", "squeeze"), "crop, pad or stretch"),
         (("--temperature", "0"), "above 0"),
-        (("--method", "ode", "--samples", "4"), "does not belong to method='ode'"),
+        (("--method", "ode", "--times", "4"), "does not belong to method='ode'"),
         (("--cond", "hue=1"), "unknown to this model"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(
     capsys: pytest.CaptureFixture[str], here: Path, words: tuple[str, ...], message: str
 ) -> None:
-    Image.new("L", (9, 8)).save(here / "wide.png")
     (here / "note.png").write_text("no picture")
     (here / "empty.txt").write_text("\n")
     (here / "w.json").write_text("{}")

@@ -67,7 +67,19 @@ def test_a_codec_is_trained_reported_rebuilt_and_trained_on(capsys: pytest.Captu
     assert "How often each code vector occurs" in Path(told["report"]).read_text()
     assert "numbers of 12 code vectors" in answer(capsys, "info", "codec")["codec"]
 
-    new = answer(capsys, "codec", "refit", "codec", "pictures.npy", "--size", "9", "--steps", "3", "--batch-size", "8")
+    new = answer(
+        capsys,
+        "codec",
+        "refit",
+        "codec",
+        "pictures.npy",
+        "--codes",
+        "9",
+        "--train-steps",
+        "3",
+        "--train-batch-size",
+        "8",
+    )
     assert new["before"]["codes"] == 12 and new["after"]["codes"] == new["rebuilt"]["codes"] == 9
     before, after = (load_file(f"{name}/codec.safetensors") for name in ("codec", "codec-refit"))
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("encoder."))
@@ -106,10 +118,10 @@ def test_an_autoencoder_is_trained_alone_too(capsys: pytest.CaptureFixture[str])
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     trained(capsys)
-    refit = ("codec", "refit", "codec", "pictures.npy", "--steps", "0")
+    refit = ("codec", "refit", "codec", "pictures.npy", "--train-steps", "0")
     assert "something else" in refusal(capsys, *refit, "--out", "codec")  # would write over it
-    assert "577 vectors" in refusal(capsys, *refit, "--size", "577")  # 36 items of 16 tokens: 576 encodings
-    assert "belongs to refit" in refusal(capsys, "codec", "report", "codec", "pictures.npy", "--size", "4")
+    assert "577 vectors" in refusal(capsys, *refit, "--codes", "577")  # 36 items of 16 tokens: 576 encodings
+    assert "belongs to refit" in refusal(capsys, "codec", "report", "codec", "pictures.npy", "--codes", "4")
     assert "report or refit" in refusal(capsys, "codec", "mend", "codec", "pictures.npy")
     assert "there is no codec 'nowhere'" in refusal(capsys, "codec", "report", "nowhere", "pictures.npy")
     assert "codec.steps" in refusal(capsys, "train-codec", "pictures.npy", "train.steps=5")
@@ -134,5 +146,5 @@ def test_broken_weights_and_other_codebooks_are_one_line(capsys: pytest.CaptureF
     Path("run/config.json").write_text(json.dumps(config))
     assert "9 code vectors" in refusal(capsys, "sample", "run", "-n", "1")
     save_file(weights | {"encoder.enter.bias": weights["encoder.enter.bias"] * float("nan")}, "codec/codec.safetensors")
-    for words in (("report",), ("refit", "--steps", "0")):
+    for words in (("report",), ("refit", "--train-steps", "0")):
         assert "not finite" in refusal(capsys, "codec", words[0], "codec", "pictures.npy", *words[1:])

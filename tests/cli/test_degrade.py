@@ -93,7 +93,7 @@ def test_deep_grey_pictures_are_scaled_by_their_own_maximum(capsys: pytest.Captu
 
 
 def test_the_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(asked(capsys, "--operators", "--json")[1])
+    found = json.loads(asked(capsys, "--list", "--json")[1])
     assert {row["operator"] for row in found["operators"]} == set(ops.OPERATORS)
     assert {row["noise"] for row in found["noises"]} == set(ops.NOISES)
 

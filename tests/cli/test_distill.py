@@ -33,7 +33,7 @@ def test_a_model_becomes_a_student_on_its_own_data(teacher, tmp_path, capsys):
         "--method",
         "progressive",
         "objective.last_steps=2",
-        "--steps",
+        "--train-steps",
         9,
         "--out",
         out,
@@ -65,5 +65,5 @@ def test_what_does_not_fit_is_said_in_one_line(teacher, tmp_path, capsys):
         (["moons"], "write KEY=VALUE, and data as --data moons"),
         (["objective.first_steps=3", "--method", "progressive"], "times a power of 2"),
     ):
-        code, _, said = answer(capsys, "distill", teacher, *words, "--steps", 1, "--out", tmp_path / "x")
+        code, _, said = answer(capsys, "distill", teacher, *words, "--train-steps", 1, "--out", tmp_path / "x")
         assert code != 0 and problem in said and "Traceback" not in said

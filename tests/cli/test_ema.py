@@ -41,7 +41,7 @@ def test_a_width_that_the_snapshots_do_not_reach_is_warned_about(trained, tmp_pa
 
 
 def test_a_sweep_says_which_width_is_best_and_the_report_draws_it(trained, capsys):
-    code, out, _ = answer(capsys, "ema", trained, "--sweep", "--widths", "0.05,0.1", "--items", "64", "--json")
+    code, out, _ = answer(capsys, "ema", trained, "--sweep", "--widths", "0.05,0.1", "-n", "64", "--json")
     found = json.loads(out)
     assert code == 0
     assert found["best"] == min(found["rows"], key=lambda row: row["loss"])["width"]

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from undiffuse.cli.failures import FAILED, INTERRUPTED, WRONG_USAGE, Interrupted, message, report_failure, usage_message
+from undiffuse.cli.failures import (
+    FAILED,
+    INTERRUPTED,
+    WRONG_USAGE,
+    Interrupted,
+    goes_on,
+    message,
+    report_failure,
+    usage_message,
+)
 from undiffuse.errors import DataError
 from undiffuse.spec import DataSpec
 
@@ -75,6 +84,13 @@ def test_a_failure_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]):
 def test_an_interruption_has_a_code_of_its_own(error: BaseException, capsys: pytest.CaptureFixture[str]):
     assert report_failure(error) == INTERRUPTED
     assert capsys.readouterr().err.startswith("interrupted: ")
+
+
+def test_an_interruption_says_to_run_again_only_where_that_goes_on(capsys: pytest.CaptureFixture[str]):
+    report_failure(KeyboardInterrupt())
+    assert "same command" not in capsys.readouterr().err
+    with pytest.raises(Interrupted, match="rows are in x; the same command goes on"), goes_on("rows are in x"):
+        raise KeyboardInterrupt
 
 
 def test_errors_of_ours_are_not_taken_for_wrong_usage():

@@ -28,7 +28,7 @@ def asked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, st
 
 
 def test_features_are_listed_and_written(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = asked(capsys, "features", "digits", "--layers", "--json")
+    code, out, err = asked(capsys, "features", "digits", "--list", "--json")
     assert code == 0, err
     assert json.loads(out)["layers"]["mid"] == [64, 4, 4]
     words = ("features", "digits", "digits", "-n", "6", "--layer", "mid", "--layer", "up1.0", "--t", "0", "--t", "0.2")
@@ -82,11 +82,14 @@ def test_layers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
         (("probe", "digits", "digits", "--head-option", "neighbors=3"), "nearest known key is 'neighbours'"),
         (("probe", "digits", "digits", "--head-option", "alpha=-1"), "alpha"),
         (("probe", "digits", "one.npy"), "has no labels"),
-        (("probe", "digits", "same.npz", "--label", "kind", "--holdout", "0.5"), "a probe needs two classes"),
-        (("probe", "digits", "rare.npz", "--label", "kind", "--holdout", "2"), "cross-validation needs 2 of each"),
+        (("probe", "digits", "same.npz", "--label-column", "kind", "--holdout", "0.5"), "a probe needs two classes"),
+        (
+            ("probe", "digits", "rare.npz", "--label-column", "kind", "--holdout", "2"),
+            "cross-validation needs 2 of each",
+        ),
         (("cka", "digits"), "no data were named"),
-        (("cka", "digits", "--data", "digits", "--batch", "3", "-n", "9"), "use unbiased=True"),
-        (("cka", "digits", "--data", "digits", "--batch", "0", "-n", "9", "--unbiased"), "0 items are too few"),
+        (("cka", "digits", "--data", "digits", "--minibatch", "3", "-n", "9"), "use unbiased=True"),
+        (("cka", "digits", "--data", "digits", "--minibatch", "0", "-n", "9", "--unbiased"), "0 items are too few"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(capsys, here: Path, words: tuple[str, ...], message: str) -> None:

@@ -52,7 +52,20 @@ def asked(capsys: pytest.CaptureFixture[str], models: Path, *words: str) -> tupl
 
 
 def test_a_picture_is_completed_beside_a_strip(capsys, models):
-    words = ("codes", "photo.png", "--mask", "mask.png", "-n", "3", "--steps", "2", "--resample", "2", "--out", "there")
+    words = (
+        "codes",
+        "photo.png",
+        "--mask",
+        "mask.png",
+        "--samples",
+        "3",
+        "--steps",
+        "2",
+        "--resample",
+        "2",
+        "--out",
+        "there",
+    )
     code, out, err = asked(capsys, models, *words, "--label", "x", "--rank", "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -69,11 +82,11 @@ def test_a_picture_is_completed_beside_a_strip(capsys, models):
 
 
 def test_a_text_and_a_row_are_completed(capsys, models):
-    code, out, err = asked(capsys, models, "text", "--text", "a?c", "--placeholder", "?", "-n", "2", "--json")
+    code, out, err = asked(capsys, models, "text", "--text", "a?c", "--placeholder", "?", "--samples", "2", "--json")
     assert code == 0, err
     texts = json.loads(out)["texts"]
     assert len(texts) == 2 and all(text[0] == "a" and text[2] == "c" for text in texts)
-    code, out, err = asked(capsys, models, "table", "--set", "size=9", "-n", "2", "--out", "rows")
+    code, out, err = asked(capsys, models, "table", "--set", "size=9", "--samples", "2", "--out", "rows")
     assert code == 0 and "size=9" in out
     assert next(Path("rows").glob("*.csv")).read_text().splitlines()[0] == "colour,size"
 
@@ -113,7 +126,7 @@ def test_what_cannot_be_completed_is_one_line(capsys, models, words, message):
 
 def test_a_grey_mask_is_cut_with_a_warning(capsys, models):
     code, _, err = asked(
-        capsys, models, "codes", "photo.png", "--mask", "grey.png", "-n", "1", "--steps", "1", "--json"
+        capsys, models, "codes", "photo.png", "--mask", "grey.png", "--samples", "1", "--steps", "1", "--json"
     )
     assert code == 0
     assert "warning" in err and "from 127.5 on are taken as known" in err

@@ -25,15 +25,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pictures_stand_beside_each_other_and_texts_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     pictures("absorbing").save(Path("codes"))
-    words = ["codes", "one.png", "other.png", "--shares", "0,0.5,1", "--time", "0.3", "-n", "2", "--steps", "2"]
+    words = ["codes", "one.png", "other.png", "--shares", "0,0.5,1", "--start", "0.3", "--samples", "2", "--steps", "2"]
     assert run(["interpolate", *words, "--label", "x", "--out", "there", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["shares"] == [0.0, 0.5, 1.0] and len(found["files"]) >= 7
     assert Path(found["main"]).name == "strip-seed0-n6.png"
-    assert read_recipe(found["main"])["interpolate"]["time"] == 0.3
+    assert read_recipe(found["main"])["interpolate"]["start"] == 0.3
     spec = letters().spec
     Model(network(spec, CategoricalProcess("absorbing", 3), unet=False), spec).save(Path("text"))
-    assert run(["interpolate", "text", "ab", "cc", "--shares", "0,1", "--time", "0"]) == 0
+    assert run(["interpolate", "text", "ab", "cc", "--shares", "0,1", "--start", "0"]) == 0
     said = capsys.readouterr()
     assert "0: ab" in said.out + said.err and "1: cc" in said.out + said.err
 
@@ -42,7 +42,7 @@ def test_pictures_stand_beside_each_other_and_texts_are_printed(capsys: pytest.C
     ("words", "message"),
     [
         (("codes", "one.png", "other.png", "--shares", "a,b"), "is no list of numbers"),
-        (("codes", "one.png", "other.png", "--time", "2"), "must be in [0, 1]"),
+        (("codes", "one.png", "other.png", "--start", "2"), "must be in [0, 1]"),
         (("codes", "one.png", "gone.png"), "gone.png"),
         (("pixels", "one.png", "other.png"), "interpolate mixes tokens, and this model is continuous"),
         (("codes", "one.png", "other.png", "--label", "x,y"), "several values"),

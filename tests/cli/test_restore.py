@@ -91,7 +91,7 @@ def test_what_degrade_wrote_is_restored(capsys: pytest.CaptureFixture[str]) -> N
     by_hand = asked(
         capsys,
         *("restore", "digits", "degraded/photo.png", "--operator", "downsample:2", "--noise-std", "0.05"),
-        *("--steps", "3", "--samples", "2", "--option", "lam=0.5", "--method", "diffpir", "--json"),
+        *("--steps", "3", "--samples", "2", "--method-option", "lam=0.5", "--method", "diffpir", "--json"),
     )
     assert by_hand[0] == 0, by_hand[2]
     assert read_image(json.loads(by_hand[1])["items"][0]["files"]["mean"]).shape == (8, 8, 1)
@@ -127,7 +127,7 @@ def test_folders_are_restored_and_no_result_overwrites_another(capsys: pytest.Ca
         (("photo.png", "--mask", "mask.png", "--noise-std", "-0.1"), "outside [0, 1]"),
         (("photo.png", "--mask", "mask.png", "--method", "resample"), "methods that work: mmps"),
         (("photo.png", "--operator", "blur:gaussain"), "gaussian"),
-        (("photo.png", "--mask", "mask.png", "--option", "lam"), "NAME=VALUE"),
+        (("photo.png", "--mask", "mask.png", "--method-option", "lam"), "NAME=VALUE"),
         (("clear.png", "--mask", "mask.png"), "has an alpha channel"),
         (("mask.txt", "--mask", "mask.png"), "mask.txt"),
     ],
@@ -144,7 +144,7 @@ def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     methods = {row["name"]: row for row in json.loads(out)["methods"]}
     assert methods["ddrm"]["needs"] == ["svd"]
-    assert asked(capsys, "solvers", "--restore", "--on", "digits")[0] != 0
+    assert asked(capsys, "solvers", "--restore", "--model", "digits")[0] != 0
 
 
 def test_labels_and_guidance_reach_the_prior(capsys: pytest.CaptureFixture[str]) -> None:

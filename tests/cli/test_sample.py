@@ -144,7 +144,7 @@ def test_the_options_of_the_command_reach_the_model_and_the_recipe(tmp_path: Pat
     )
     words = ["--guidance-interval", "0.3,3", "--guidance-rescale", "0.7", "--solver-option", "eta=0.5"]
     assert run(["sample", "m", "-n", "2", "--dtype", "bfloat16", *words, "--out", str(tmp_path / "a")]) == 0
-    assert found == [("m", "auto", torch.bfloat16)]
+    assert found == [("m", "auto", torch.bfloat16, None)]
     assert model.asked["guidance_interval"] == (0.3, 3.0) and model.asked["guidance_rescale"] == 0.7
     assert model.asked["solver_options"] == {"eta": 0.5}
     assert model.asked["dtype"] == torch.float32

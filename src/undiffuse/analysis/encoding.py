@@ -13,6 +13,7 @@ from torch import Tensor
 
 from undiffuse.analysis.subject import Subject, Wrap, subject_of
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.limits import check_counts
 from undiffuse.noise import KeyedNoise
 from undiffuse.process.grids import GridShape, check_grid, make_grid
 from undiffuse.sampling.loop import sample
@@ -110,8 +111,7 @@ def _walk(
     listener: Listener,
     up: bool,
 ) -> Tensor:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    check_counts(batch_size=batch_size)
     if solver.stochastic:
         raise ValueError(
             f"{type(solver).__name__} draws noise, which leaves no way back; use heun, ddim, or another without noise."

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undiffuse.limits import check_counts
 from undiffuse.models.conditions import Fitted
 from undiffuse.noise import permutation
 
@@ -29,8 +30,7 @@ def choose_items(data: Any, n: int | None, seed: int) -> Chosen:
     Raises:
         ValueError: `n` below 1, no items, or something that is neither an array nor a data set.
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} must be at least 1.")
+    check_counts(n=n)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         rows = torch.as_tensor(data)[:n]
         return Chosen(rows, torch.arange(len(rows)))

@@ -54,9 +54,5 @@ class LikelihoodOptions:
             if value not in known:
                 near = did_you_mean(str(value), known)
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.{near}")
-        at_least_one(self, "probes", "steps", "draws", "batch_size", "max_steps")
-        if self.levels is not None and self.levels < 1:
-            raise ValueError(f"levels={self.levels} must be at least 1; leave it out for the continuous bound.")
+        at_least_one(self, "probes", "steps", "draws", "batch_size", "max_steps", "levels", "chunk")
         positive(self, "rtol", "atol")
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1; leave it out for some 64 rows.")

@@ -28,13 +28,13 @@ from undiffuse.tasks.features.layers import ALL, Layers
 _LEAST = 4  # items of HSIC_1
 
 
-def cka(x: Tensor, y: Tensor, *, unbiased: bool = False, batch: int | None = None) -> float:
+def cka(x: Tensor, y: Tensor, *, unbiased: bool = False, minibatch: int | None = None) -> float:
     """Return the linear CKA of two representations of the same n items: 1 for equal up to rotation and scale.
 
     Args:
         x, y: (n, *), flattened.
         unbiased: Use HSIC_1, whose value for independent representations is 0 in expectation (it may be below 0).
-        batch: Compute HSIC_1 in parts of so many items, with sums added up before dividing; None: in one. The last
+        minibatch: Compute HSIC_1 in parts of so many items, with sums added up before dividing; None: in one. The last
             part is left out if it has fewer than 4 items.
 
     Raises:
@@ -44,10 +44,10 @@ def cka(x: Tensor, y: Tensor, *, unbiased: bool = False, batch: int | None = Non
     a, b = _read(x, "x"), _read(y, "y")
     if len(a) != len(b):
         raise ValueError(f"x has {len(a)} items and y has {len(b)}; give representations of the same items.")
-    least, size = _LEAST if unbiased else 2, len(a) if batch is None else min(len(a), batch)
+    least, size = _LEAST if unbiased else 2, len(a) if minibatch is None else min(len(a), minibatch)
     if size < least:
         raise ValueError(f"{size} items are too few; CKA needs {least} (in a batch) or more.")
-    if batch is not None and not unbiased:
+    if minibatch is not None and not unbiased:
         raise ValueError("the biased estimator does not add up over minibatches; use unbiased=True.")
     measure = _unbiased_sums if unbiased else _biased_sums
     sums = sum(measure(p, q) for p, q in zip(a.split(size), b.split(size), strict=True))
@@ -135,7 +135,7 @@ def compare_layers(
     t: Times = DEFAULT_TIME,
     other_t: Times | None = None,
     unbiased: bool = False,
-    batch: int | None = None,
+    minibatch: int | None = None,
     pool: int = 1,
     draws: int = 1,
     seed: int = 0,
@@ -152,7 +152,7 @@ def compare_layers(
         layers, t: Of the first model; several times stand as layers of their own.
         other_layers, other_t: Of the second; None: as for the first.
         other_x: The same items in the second's units and size; None: `x`.
-        unbiased, batch: See `cka`.
+        unbiased, minibatch: See `cka`.
         pool: Cells on each axis of a map; 1 is the spatial mean.
         draws, seed, batch_size: See `FeatureEncoder`.
         listener: Hears about progress.
@@ -175,7 +175,7 @@ def compare_layers(
     listener(Started("compare", len(a), "layer"))
     for row, mapped in enumerate(a.values()):
         for column, other in enumerate(b.values()):
-            values[row, column] = cka(mapped, other, unbiased=unbiased, batch=batch)
+            values[row, column] = cka(mapped, other, unbiased=unbiased, minibatch=minibatch)
         listener(Advanced("compare", row + 1))
     listener(Finished("compare"))
     made = {"items": len(x), "t": _plain(mine), "other_t": _plain(theirs), "unbiased": unbiased}

@@ -17,7 +17,7 @@ EPILOG = """\b
 Examples:
   undiffuse accelerate runs/photos --steps 5
   undiffuse accelerate digits --steps 3 --features classifier --out runs/fast
-  undiffuse accelerate runs/photos --data more-photos/ --steps 4,8 --iters 800
+  undiffuse accelerate runs/photos --data more-photos/ --steps 4,8 --train-steps 800
   undiffuse accelerate runs/photos objective.queue=1024 train.lr=1e-5 train.accumulate=4
 Ctrl-C writes a checkpoint; the same command goes on from it.
 The result is a model like any other, whose default sampler is the one it was tuned for.
@@ -39,7 +39,7 @@ def accelerate(
     ] = "5",
     solver: Annotated[str, typer.Option(help="Rule that steps.")] = "ddim",
     grid: Annotated[str, typer.Option(help="Spacing of the steps.")] = "t",
-    iters: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
+    train_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 400,
     features: Annotated[
         str,
         typer.Option(
@@ -82,7 +82,7 @@ def accelerate(
             steps=counts,
             solver=solver,
             grid=grid,
-            iters=iters,
+            train_steps=train_steps,
             features=features,
             kernel=kernel,
             guidance=guidance,

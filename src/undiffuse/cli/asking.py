@@ -210,11 +210,24 @@ def read_options(words: list[str] | None) -> dict[str, Any] | None:
     Raises:
         ValueError: A word is not NAME=VALUE.
     """
-    return dict(map(_solver_option, words)) if words else None
+    return dict(_named_value("--solver-option", word, "eta=0.5") for word in words) if words else None
+
+
+def read_load(words: list[str] | None) -> dict[str, Any]:
+    """Return the options of `undiffuse.load` by name.
+
+    Raises:
+        ValueError: A word is not NAME=VALUE, or has an option of its own.
+    """
+    found = dict(_named_value("--load", word, "lora=ink.safetensors") for word in words or [])
+    for name in ("dtype", "device", "compile"):
+        if name in found:
+            raise ValueError(f"--load {name}={found[name]} has an option of its own: --{name}, where a command has it.")
+    return found
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:
-    """Return height and width from "96x64".
+    """Return height and width from "96x64"; "64" is both.
 
     Raises:
         ValueError: It is not of that form.
@@ -222,9 +235,9 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--size {text!r} is not a height and a width; write HxW, such as 96x64.")
-    return int(parts[0]), int(parts[1])
+    return int(parts[0]), int(parts[-1])
 
 
 def read_tol(tol: float | None, steps: int | None) -> float | None:
@@ -238,10 +251,10 @@ def read_tol(tol: float | None, steps: int | None) -> float | None:
     return tol
 
 
-def _solver_option(text: str) -> tuple[str, Any]:
+def _named_value(option: str, text: str, example: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
-        raise ValueError(f"--solver-option {text!r} says nothing; write NAME=VALUE, for example eta=0.5.")
+        raise ValueError(f"{option} {text!r} says nothing; write NAME=VALUE, for example {example}.")
     for read in (int, float):
         with suppress(ValueError):
             return name, read(value)

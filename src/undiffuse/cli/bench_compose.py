@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.compose_tasks import WORDS, Grid, Limit, Questions, Resize, Template, Times
-from undiffuse.cli.shared import Device, Json, ModelName, Seed
+from undiffuse.cli.compose_tasks import WORDS, Count, Template, Times
+from undiffuse.cli.judging import Loss, Questions, Spacing, WeightWord
+from undiffuse.cli.shared import Device, Json, ModelName, Resize, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.compositionality.bench import ComposeReport
@@ -23,9 +24,9 @@ EPILOG = f"""{WORDS}
 \b
 Examples:
   undiffuse bench-compose digits labelled:digits
-  undiffuse bench-compose digits labelled:digits --weights w.json --out w --compare bench-compose/digits/results.json
+  undiffuse bench-compose digits labelled:digits --weight w.json --out w --compare bench-compose/digits/results.json
   undiffuse bench-compose digits labelled:digits --own self-bench/digits
-  undiffuse bench-compose stable-diffusion/ winoground:data/winoground whats-up:data/whatsup --resize crop
+  undiffuse bench-compose stable-diffusion/ winoground:data/winoground whats-up:data/whatsup
 """
 
 
@@ -33,20 +34,18 @@ def bench_compose(
     model: ModelName = "",
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks, see below.", show_default=False)] = None,
     times: Times = 30,
-    grid: Grid = "uniform",
-    weights: Annotated[
-        str, typer.Option(help="Of the times: uniform, elbo, x0, v, velocity, or a file of undiffuse learn-weights.")
-    ] = "uniform",
-    distance: Annotated[str, typer.Option(help="mse, or norm: the Euclidean norm of the error.")] = "mse",
+    spacing: Spacing = "t",
+    weight: WeightWord = "uniform",
+    loss: Loss = "l2",
     contrast: Annotated[
         bool | None,
         typer.Option(
             help="Subtract the error without a text; default: where pictures are compared.", show_default=False
         ),
     ] = None,
-    resize: Resize = None,
+    resize: Resize = "crop",
     template: Template = None,
-    limit: Limit = None,
+    n: Count = None,
     interval: Annotated[str, typer.Option(help="Of 95 %: wilson or normal.")] = "wilson",
     compare: Annotated[
         Path | None,
@@ -57,7 +56,7 @@ def bench_compose(
         typer.Option(help="Self-Bench of the model: how far the tasks lie from its own pictures.", show_default=False),
     ] = None,
     batch_size: Questions = 256,
-    layouts: Annotated[bool, typer.Option("--layouts", help="List the benchmarks that are read, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the benchmarks that are read, and stop.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of the results; default: bench-compose/MODEL.", show_default=False),
@@ -73,36 +72,32 @@ def bench_compose(
     """
     from undiffuse.analysis.compositionality.bench import COLUMNS
     from undiffuse.analysis.compositionality.bench import bench_compose as measure
-    from undiffuse.analysis.compositionality.own_generations import fingerprint
     from undiffuse.cli.compose_tasks import open_tasks
+    from undiffuse.cli.failures import goes_on
+    from undiffuse.cli.judging import read_weight
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model, safe_name
     from undiffuse.training.folder import make_folder
 
     output = Output(json)
-    if layouts:
+    if show:
         _list(output)
         return
-    weight = read_weight(weights)
+    weights = read_weight(weight)
     found = find_model(model, device)
-    chosen = open_tasks(tasks or [], found, limit, seed)
+    chosen = open_tasks(tasks or [], found, n, seed)
     other = None if compare is None else _read(compare)
-    options: dict[str, Any] = {"n": times, "grid": grid, "distance": distance, "contrast": contrast, "seed": seed}
+    options: dict[str, Any] = {"times": times, "spacing": spacing, "loss": loss, "contrast": contrast, "seed": seed}
     options |= {"resize": resize, "template": template, "batch_size": batch_size}
     folder = make_folder(out or Path("bench-compose") / safe_name(model))
-    asked = {
-        "model": model,
-        "fingerprint": fingerprint(found.model),
-        "weights": weight if isinstance(weight, str) else weight.to_json(),  # type: ignore[union-attr]
-        "interval": interval,
-        **{k: v for k, v in options.items() if k != "batch_size"},
-    }
+    asked = _asked(model, found.model, weights, interval, options)
     before = _before(folder, asked, output)
-    with output.progress() as listener:
+    output.say(f"{sum(map(len, chosen))} items, {len(chosen)} tasks; each text is tried at {times} times")
+    with output.progress() as listener, goes_on(f"the tasks that were done are in {folder}"):
         report = measure(
             found.model,
             chosen,
-            weight=weight,
+            weight=weights,
             interval=interval,
             listener=listener,
             before=before,
@@ -117,24 +112,17 @@ def bench_compose(
     output.finish(f"The figures are in {written['results']}", {**written, **report.to_json(), **more})
 
 
-def read_weight(word: str) -> Weight:
-    """Return the weights that a word means: a name, or a file.
+def _asked(name: str, model: Model, weights: Weight, interval: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    from undiffuse.analysis.compositionality.own_generations import fingerprint
 
-    Raises:
-        ValueError: Neither a name nor a file.
-        UndiffuseError: The file is missing or holds something else.
-    """
-    from undiffuse.tasks.classify.table import WEIGHTS
-    from undiffuse.tasks.classify.weights import TimeWeights
-    from undiffuse.words import did_you_mean
-
-    if word in WEIGHTS:
-        return word
-    if not Path(word).suffix and not Path(word).exists():
-        raise ValueError(
-            f"--weights {word!r} is neither one of {', '.join(WEIGHTS)} nor a file.{did_you_mean(word, WEIGHTS)}"
-        )
-    return TimeWeights.load(word)
+    return {
+        "model": name,
+        "fingerprint": fingerprint(model),
+        "weight": weights if isinstance(weights, str) else weights.to_json(),  # type: ignore[union-attr]
+        "interval": interval,
+        **{key: value for key, value in options.items() if key != "batch_size"},
+    }
 
 
 def _list(output: Output) -> None:

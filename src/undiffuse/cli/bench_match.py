@@ -70,6 +70,7 @@ def bench_match(
     """
     import json as json_module
 
+    from undiffuse.cli.asking import read_size
     from undiffuse.cli.match import read_condition, read_numbers, read_options
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
@@ -77,7 +78,7 @@ def bench_match(
     from undiffuse.training.folder import write_text
 
     output = Output(json)
-    words: dict[str, Any] = {"layer": layer, "t": t, "draws": draws, "size": size, "pca": pca}
+    words: dict[str, Any] = {"layer": layer, "t": t, "draws": draws, "size": read_size(size), "pca": pca}
     words |= {"dino_size": dino_size, "method": method, "seed": seed}
     choices = _choices(features, alpha, model, dino)
     thresholds = None if at is None else read_numbers(at, "--at")

@@ -38,9 +38,9 @@ def cka(
         typer.Option("--other-t", help="Time of the other model; default: the same.", show_default=False),
     ] = None,
     unbiased: Annotated[bool, typer.Option("--unbiased", help="The estimator for few items or many features.")] = False,
-    batch: Annotated[
+    minibatch: Annotated[
         int | None,
-        typer.Option("--batch", help="Items of a minibatch of the unbiased one; default: all.", show_default=False),
+        typer.Option("--minibatch", help="Items of a minibatch of the unbiased one; default: all.", show_default=False),
     ] = None,
     pool: Annotated[int, typer.Option(help="Cells on each axis that a map is averaged to.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Items computed at once; changes speed and memory only.")] = 64,
@@ -77,7 +77,7 @@ def cka(
             other_t=read_times(other_t),
             other_x=other_x,
             unbiased=unbiased,
-            batch=batch,
+            minibatch=minibatch,
             pool=pool,
             seed=seed,
             batch_size=batch_size,

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
+from undiffuse.cli.judging import Loss, Questions, WeightWord
+from undiffuse.cli.shared import Device, Json, Load, MaxBad, ModelName, Out, Resize, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from undiffuse.cli.output import Output
     from undiffuse.cli.places import Found
     from undiffuse.tasks.classify.results import Classification
 
 EPILOG = """\b
 Examples:
   undiffuse classify digits
-  undiffuse classify runs/photos new/*.png --samples 10,40 --keep 4,1
-  undiffuse classify stable-diffusion pets/ --labels cat,dog --template "a photo of a {}." --loss l1 --resize crop
-  undiffuse classify runs/photos sorted/ --weights weights.json --race 4
+  undiffuse classify runs/photos new/*.png --times 10,40 --keep 4,1
+  undiffuse classify stable-diffusion pets/ --labels cat,dog --template "a photo of a {}." --loss l1
+  undiffuse classify runs/photos sorted/ --weight weights.json --race 4
 A folder of folders holds classes, whose names are those of the folders; then the accuracy is told.
 """
 SECTIONS = {
     "What competes": ("labels", "template", "condition", "cond"),
-    "How often to ask": ("samples", "keep", "order", "race", "antithetic", "batch_size", "seed"),
-    "What counts": ("loss", "target", "weight", "weights", "contrast", "guidance", "method", "reduce", "temperature"),
-    "The items": ("n", "resize"),
+    "How often to ask": ("times", "keep", "order", "race", "antithetic", "batch_size", "seed"),
+    "What counts": ("loss", "target", "weight", "contrast", "guidance", "method", "reduce", "temperature"),
+    "The items": ("n", "resize", "max_bad"),
 }
 _LISTED = 20  # rows of the table on the terminal
 
@@ -41,11 +43,13 @@ class Items:
         data: Items in data units (n, *shape).
         names: A name for each.
         given: The class of each, as it is written; empty where it is not known.
+        unreadable: Files that could not be read, with the reason of each.
     """
 
     data: Tensor
     names: list[str]
     given: list[str]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def classify(
@@ -75,7 +79,7 @@ def classify(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A condition that is the same for all classes.", show_default=False),
     ] = None,
-    samples: Annotated[
+    times: Annotated[
         str | None, typer.Option(help="Times known after each round, as 10,40.", show_default="10,40")
     ] = None,
     keep: Annotated[
@@ -90,14 +94,9 @@ def classify(
         typer.Option(help="Give up what lags so many standard errors behind, such as 4.", show_default=False),
     ] = None,
     antithetic: Annotated[bool, typer.Option("--antithetic", help="Take each noise and its negative.")] = False,
-    loss: Annotated[str, typer.Option(help="l2, l1 or huber.")] = "l2",
+    loss: Loss = "l2",
     target: Annotated[str, typer.Option(help="What the error is of: eps, x0, v or velocity.")] = "eps",
-    weight: Annotated[
-        str | None, typer.Option(help="Of times: uniform, elbo, x0, v, ...", show_default="uniform")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Learned weights of times, a JSON file.", show_default=False)
-    ] = None,
+    weight: WeightWord = "uniform",
     contrast: Annotated[bool, typer.Option("--contrast", help="Subtract the error without a condition.")] = False,
     guidance: Annotated[
         float | None,
@@ -108,19 +107,19 @@ def classify(
         str, typer.Option(help="Several prompts of a class: max or mean of their probabilities.")
     ] = "max",
     temperature: Annotated[float, typer.Option(help="Of the probabilities; larger is less sure.")] = 1.0,
-    resize: Annotated[
-        str | None, typer.Option(help="Pictures of another size: crop, pad or stretch.", show_default="refuse them")
-    ] = None,
+    resize: Resize = "crop",
+    max_bad: MaxBad = 0.05,
     n: Annotated[
         int | None,
         typer.Option(
             "-n", "--count", help="Items of a data set, chosen by the seed; the first pictures.", show_default="all"
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions asked at once; changes speed and memory only.")] = 256,
+    batch_size: Questions = 256,
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Say which class or text fits each item best, and how probable each is. Nothing is trained.
@@ -129,9 +128,10 @@ def classify(
     run's folder or --out.
     """
     from undiffuse.cli.conditions import one_of_each
+    from undiffuse.cli.judging import read_weight
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
-    from undiffuse.report.classification import COLUMNS, NUMERIC, class_labels, figures, item_rows
+    from undiffuse.report.classification import class_labels
     from undiffuse.tasks.classify.run import classify as run
 
     output = Output(json)
@@ -140,13 +140,15 @@ def classify(
     if n is not None and n < 1:
         raise ValueError(f"-n {n} must be at least 1.")
     chosen: dict[str, Any] = {"order": order, "race": race, "method": method, "reduce": reduce, "seed": seed}
-    chosen |= {"samples": _numbers("--samples", samples), "keep": _numbers("--keep", keep), "batch_size": batch_size}
+    chosen |= {"times": _numbers("--times", times), "keep": _numbers("--keep", keep), "batch_size": batch_size}
     errors = {"loss": loss, "target": target, "antithetic": antithetic, "contrast": contrast}
     usual = {"loss": "l2", "target": "eps", "antithetic": False, "contrast": False}
     chosen |= errors if method == "errors" else {key: value for key, value in errors.items() if value != usual[key]}
-    chosen["weight"] = _weight(weight, weights)
-    found = find_model(model, device)
-    items = _items(found, images or [], n, seed, resize)
+    chosen["weight"] = read_weight(weight)
+    found = find_model(model, device, load=load)
+    items = _items(found, images or [], n, seed, resize, max_bad)
+    if items.unreadable:
+        output.warn(_left_out(items))
     output.say(f"{len(items.data)} item{'s' if len(items.data) != 1 else ''}")
     chosen |= {"candidates": _labels(labels), "template": template or None, "condition": condition}
     chosen |= {"cond": one_of_each(None, cond or [], found.model.spec), "wrap": _guided(guidance)}
@@ -155,15 +157,22 @@ def classify(
     truth = class_labels(items.given, result.class_names)
     if items.given and truth is None:
         output.warn("the classes of the items are not those that competed, so no accuracy is told.")
+    _show(output, result, items, truth, temperature)
+    written = _write(found, result, items, truth, temperature, out if out is not None else found.home)
+    said = {"model": model, **_told(result, items, truth, temperature), **written}
+    output.finish(f"The report is {written['report']}", said)
+
+
+def _show(output: Output, result: Classification, items: Items, truth: Tensor | None, temperature: float) -> None:
+    """Print the first items with their classes, and the figures."""
+    from undiffuse.report.classification import COLUMNS, NUMERIC, figures, item_rows
+
     rows = item_rows(result, items.names, truth, temperature)
     shown = [column for column, name in enumerate(COLUMNS) if name != "given" or truth is not None]
     output.table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows[:_LISTED]], NUMERIC)
     if len(rows) > _LISTED:
         output.say(f"... and {len(rows) - _LISTED} more")
     output.pairs(figures(result, truth, temperature))
-    written = _write(found, result, items, truth, temperature, out if out is not None else found.home)
-    said = {"model": model, **_told(result, items, truth, temperature), **written}
-    output.finish(f"The report is {written['report']}", said)
 
 
 def _numbers(name: str, text: str | None) -> tuple[int, ...] | int | None:
@@ -210,34 +219,26 @@ def _labels(text: str | None) -> list[Any] | None:
     return found
 
 
-def _weight(name: str | None, path: Path | None) -> Any:
-    from undiffuse.tasks.classify.weights import TimeWeights
-
-    if path is None:
-        return name or "uniform"
-    if name is not None:
-        raise ValueError("--weight and --weights both say what times count; give one of them.")
-    return TimeWeights.load(path)
-
-
 def _guided(guidance: float | None) -> Any:
     from undiffuse.guidance import ClassifierFreeGuidance
 
     return None if guidance is None else lambda denoiser: ClassifierFreeGuidance(denoiser, guidance)
 
 
-def _items(found: Found, paths: list[Path], n: int | None, seed: int, resize: str | None) -> Items:
+def _items(found: Found, paths: list[Path], n: int | None, seed: int, resize: str, max_bad: float) -> Items:
     """Read pictures, or items of a data set.
 
     Raises:
-        DataError: A path is missing, a file cannot be read, or a picture has another size.
-        ValueError: An unknown way to resize.
+        DataError: A path is missing, or more than the share `max_bad` of the files cannot be read.
+        ValueError: An unknown way to resize, or no share.
     """
     from undiffuse.cli.files import find_files
     from undiffuse.images.read import PICTURE_SUFFIXES
 
-    if resize not in (None, "crop", "pad", "stretch"):
+    if resize not in ("crop", "pad", "stretch"):
         raise ValueError(f"--resize {resize!r} is unknown; use crop, pad or stretch.")
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"--max-bad {max_bad:g} must be a share from 0 to 1.")
     single = paths[0] if len(paths) == 1 else None
     pictures = found.model.spec.kind == "image" and any(
         path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES for path in paths
@@ -245,7 +246,7 @@ def _items(found: Found, paths: list[Path], n: int | None, seed: int, resize: st
     if not paths or (single is not None and not pictures):
         return _of_data_set(found, None if single is None else str(single), n, seed)
     files = find_files(paths, PICTURE_SUFFIXES, "pictures")
-    return _of_files(found, files[:n], resize)
+    return _of_files(found, files[:n], resize, max_bad, " ".join(map(str, paths)))
 
 
 def _of_data_set(found: Found, source: str | None, n: int | None, seed: int) -> Items:
@@ -259,23 +260,36 @@ def _of_data_set(found: Found, source: str | None, n: int | None, seed: int) -> 
     return Items(chosen.data, [f"item {number}" for number in chosen.index.tolist()], given)
 
 
-def _of_files(found: Found, files: list[tuple[Path, str]], resize: Any) -> Items:
+def _of_files(found: Found, files: list[tuple[Path, str]], resize: Any, max_bad: float, where: str) -> Items:
     import torch
 
+    from undiffuse.data.dataset import refuse_bad
+    from undiffuse.data.picture_source import attempt
     from undiffuse.images.units import picture_item
 
-    data = torch.stack([picture_item(path, found.model.spec, resize) for path, _ in files])
-    names = [name for _, name in files]
+    called = {str(path): name for path, name in files}
+    read, unreadable = attempt(lambda path: picture_item(Path(path), found.model.spec, resize), called)
+    refuse_bad(unreadable, len(called), max_bad, where, "--max-bad")
+    names = [called[path] for path in read]
     nested = all("/" in Path(name).as_posix() for name in names)
-    return Items(data, names, [Path(name).parts[0] for name in names] if nested else [])
+    given = [Path(name).parts[0] for name in names] if nested else []
+    return Items(torch.stack(list(read.values())), names, given, unreadable)
+
+
+def _left_out(items: Items) -> str:
+    from undiffuse.data.dataset import Problem, some_problems
+
+    count, listed = len(items.unreadable), some_problems([Problem(*pair) for pair in items.unreadable.items()])
+    return f"{count} of {count + len(items.data)} files cannot be read and are left out: {listed.rstrip('.')}."
 
 
 def _told(result: Classification, items: Items, truth: Tensor | None, temperature: float) -> dict[str, Any]:
     """Return the result as plain values, with the items' names and, where it is known, the accuracy."""
-    found = result.to_json(temperature) | {"items": items.names}
+    found = result.to_json(temperature) | {"items": items.names, "unreadable": items.unreadable}
     if truth is not None:
-        share, error = result.accuracy(truth)
-        found |= {"accuracy": share, "accuracy_error": error, "confusion": result.confusion(truth).tolist()}
+        share = result.accuracy(truth)
+        found |= {"accuracy": share.value, "accuracy_interval": [share.low, share.high]}
+        found |= {"confusion": result.confusion(truth).tolist()}
         found["given"] = items.given
     return found
 

@@ -20,11 +20,11 @@ CODEC is the folder of a codec, of a model that has one, or of a VQModel of diff
 \b
 Examples:
   undiffuse codec report runs/photos-codec photos/
-  undiffuse codec refit runs/photos-codec photos/ --size 512 --steps 4000
+  undiffuse codec refit runs/photos-codec photos/ --codes 512 --train-steps 4000
   undiffuse codec report vqvae/ photos/ data.size=64 --json
 """
 
-_FIT = ("size", "steps", "lr", "batch_size")  # of refit alone
+_FIT = ("codes", "train_steps", "lr", "train_batch_size")  # of refit alone
 
 
 def codec(
@@ -34,14 +34,14 @@ def codec(
         list[str],
         typer.Argument(metavar="DATA [data.KEY=VALUE]", help="Data, and how to read them.", show_default=False),
     ],
-    size: Annotated[
+    codes: Annotated[
         int | None, typer.Option(help="refit: code vectors; default: as many as before.", show_default=False)
     ] = None,
-    steps: Annotated[
+    train_steps: Annotated[
         int | None, typer.Option(help="refit: steps of fine-tuning; default 2000, 0 for none.", show_default=False)
     ] = None,
     lr: Annotated[float | None, typer.Option(help="refit: learning rate; default 1e-3.", show_default=False)] = None,
-    batch_size: Annotated[
+    train_batch_size: Annotated[
         int | None, typer.Option(help="refit: items per step; default 64.", show_default=False)
     ] = None,
     out: Out = None,
@@ -57,7 +57,7 @@ def codec(
     from undiffuse.cli.output import Output
 
     output = Output(json)
-    given = {"size": size, "steps": steps, "lr": lr, "batch_size": batch_size}
+    given = {"codes": codes, "train_steps": train_steps, "lr": lr, "train_batch_size": train_batch_size}
     asked = {key: value for key, value in given.items() if value is not None}
     if action == "report":
         if asked:

@@ -14,33 +14,18 @@ if TYPE_CHECKING:
     from undiffuse.cli.places import Found
 
 Times = Annotated[int, typer.Option("--times", help="Noise levels at which each candidate is tried.")]
-Grid = Annotated[
-    str, typer.Option("--grid", help="Where they lie: uniform, logsnr, shifted (SD3), later or logit-normal.")
-]
-Resize = Annotated[
-    str | None,
-    typer.Option(
-        "--resize", help="Pictures of other sizes: crop, pad or stretch; default: refuse them.", show_default=False
-    ),
-]
 Template = Annotated[
     str | None, typer.Option("--template", help="Makes captions of texts: 'a photo of a {}.'.", show_default=False)
 ]
-Limit = Annotated[
+Count = Annotated[
     int | None,
-    typer.Option(
-        "--limit", "-n", "--count", help="Items of each task, chosen by the seed; default: all.", show_default=False
-    ),
+    typer.Option("-n", "--count", help="Items of each task, chosen by the seed; default: all.", show_default=False),
 ]
-Questions = Annotated[
-    int, typer.Option("--batch-size", help="Questions computed at once; changes speed and memory only.")
-]
-
 LABELLED, TWO_DIGITS = "labelled", "two-digits"
 WORDS = """\b
 A task is one of:
   FOLDER or FILE       a folder with task.json, such a file, or what undiffuse self-bench wrote
-  LAYOUT:FOLDER        a published benchmark as its authors lay it out; --layouts lists them
+  LAYOUT:FOLDER        a published benchmark as its authors lay it out; --list lists them
   labelled:DATA        which class: labelled data, cropped to the model's size; of its training data what was held out
   two-digits           pictures of two digits, made on the spot, for models trained on undiffuse's two digits
 """
@@ -100,7 +85,7 @@ def _some(task: Task, limit: int | None, seed: int) -> Task:
     from undiffuse.noise import permutation
 
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} must be at least 1.")
+        raise ValueError(f"-n {limit} must be at least 1.")
     if limit is None or limit >= len(task):
         return task
     return task.take(permutation(seed, 0, len(task))[:limit].sort().values.tolist())

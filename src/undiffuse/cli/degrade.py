@@ -23,7 +23,7 @@ Examples:
   undiffuse degrade photo.png --operator inpaint:box,16
   undiffuse degrade photos/ --operator "blur:gaussian,sigma=2|downsample:4" --noise gaussian:0.02
   undiffuse degrade scan.npy --operator mri:radial,coils=4 --noise gaussian:0.01 --out measured
-  undiffuse degrade --operators
+  undiffuse degrade --list
 """
 _COLUMNS = ("operator", "what", "linear", "svd", "gradient", "options")
 
@@ -62,7 +62,7 @@ def degrade(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("degraded"),
     seed: Seed = 0,
-    operators: Annotated[bool, typer.Option("--operators", help="List the operators and noises, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the operators and noises, and stop.")] = False,
     json: Json = False,
 ) -> None:
     """Measure pictures: for each, a picture to look at and a .safetensors file with the exact measurement.
@@ -72,12 +72,10 @@ def degrade(
     from undiffuse.cli.output import Output
 
     output = Output(json)
-    if operators:
+    if show:
         return _list(output)
     if not images:
-        raise ValueError(
-            "give pictures, .npy arrays or a folder; `undiffuse degrade --operators` lists what can be done."
-        )
+        raise ValueError("give pictures, .npy arrays or a folder; `undiffuse degrade --list` lists what can be done.")
     if channels not in ("auto", "grey", "rgb"):
         raise ValueError(f"--channels {channels!r} is unknown; choose auto, grey or rgb.")
     with output.progress() as listener:

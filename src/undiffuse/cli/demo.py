@@ -31,10 +31,9 @@ _TEXTS = 32  # samples of text judged: drawing one takes as many network calls a
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("demo"),
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Text to learn; default: the built-in prose.", show_default=False),
-    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Text to learn.", show_default="the built-in prose")
+    ] = "prose",
     digits_seconds: Annotated[float, typer.Option(help="Time to train the digits.")] = _DIGITS_SECONDS,
     text_seconds: Annotated[float, typer.Option(help="Time to train the text model.")] = _TEXT_SECONDS,
     samples: Annotated[int, typer.Option("-n", "--count", help="Digits drawn for each figure.")] = _EVALUATED,
@@ -47,7 +46,7 @@ def demo(
     output = Output(json)
     started = time.monotonic()
     digits_figures, digits = _digits(output, out / "digits", digits_seconds, samples, seed)
-    text_figures, letters = _text(output, out / "text", str(text or "prose"), text_seconds, seed)
+    text_figures, letters = _text(output, out / "text", data, text_seconds, seed)
     seconds = time.monotonic() - started
     path = _page(out, seconds, [*digits, *letters])
     result = {"report": path, "seconds": seconds, "digits": digits_figures, "text": text_figures}

@@ -22,7 +22,7 @@ Methods (undiffuse distill digits --method help prints this list):
 
 \b
 The most used keys (undiffuse train --keys lists all):
-  train.steps=10000         optimizer steps; the same as --steps
+  train.steps=10000         optimizer steps; the same as --train-steps
   train.lr=3e-4             peak learning rate
   objective.guidance=2      guidance of the teacher, folded into the student
   objective.last_steps=4    progressive: stop at 4 steps
@@ -30,7 +30,7 @@ The most used keys (undiffuse train --keys lists all):
 
 \b
 Ctrl-C writes a checkpoint; the same command goes on from it.
-  undiffuse distill digits --method progressive --steps 4000
+  undiffuse distill digits --method progressive --train-steps 4000
   undiffuse distill runs/photos --method consistency --data photos/ --out runs/fast
   undiffuse sample runs/fast --steps 2
 """
@@ -46,7 +46,7 @@ def distill(
     data: Annotated[
         str | None, typer.Option(help="Data; default: what the teacher was trained on.", show_default=False)
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="The same as train.steps=N.", show_default=False)] = None,
+    train_steps: Annotated[int | None, typer.Option(help="The same as train.steps=N.", show_default=False)] = None,
     out: Out = None,
     seed: Annotated[int | None, typer.Option(help="The same as train.seed=N.", show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help="The same as train.device=...", show_default=False)] = None,
@@ -63,7 +63,7 @@ def distill(
     output = Output(json)
     if method == "help":
         return _list(output, METHODS)
-    options = {"train.steps": steps, "train.seed": seed, "train.device": device}
+    options = {"train.steps": train_steps, "train.seed": seed, "train.device": device}
     given = [*(keys or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
     for word in given:
         if "=" not in word:

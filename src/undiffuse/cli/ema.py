@@ -29,7 +29,7 @@ def ema(
     widths: Annotated[
         str | None, typer.Option(help="Widths to compare, such as 0.02,0.05,0.1.", show_default=False)
     ] = None,
-    items: Annotated[int, typer.Option(help="Held-out draws per width.")] = 2048,
+    n: Annotated[int, typer.Option("-n", "--count", help="Held-out draws per width.")] = 2048,
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -46,7 +46,7 @@ def ema(
     if width is not None:
         _write(output, run, width, out)
     else:
-        _sweep(output, run, _read_widths(widths), items, device)
+        _sweep(output, run, _read_widths(widths), n, device)
 
 
 def _write(output: Output, run: Path, width: float, out: Path | None) -> None:
@@ -66,7 +66,7 @@ def _write(output: Output, run: Path, width: float, out: Path | None) -> None:
     output.finish(f"The model is in {folder}", {"model": folder, "width": width, "misfit": misfit})
 
 
-def _sweep(output: Output, run: Path, widths: list[float] | None, items: int, device: str) -> None:
+def _sweep(output: Output, run: Path, widths: list[float] | None, n: int, device: str) -> None:
     from dataclasses import asdict
 
     from undiffuse.cli.places import choose_device
@@ -74,7 +74,7 @@ def _sweep(output: Output, run: Path, widths: list[float] | None, items: int, de
     from undiffuse.training.posthoc import GOOD_FIT
 
     with output.progress() as listener:
-        rows = sweep_ema(run, widths or WIDTHS, items=items, device=choose_device(device), listener=listener)
+        rows = sweep_ema(run, widths or WIDTHS, items=n, device=choose_device(device), listener=listener)
     shown = [(f"{row.width:g}", f"{row.loss:.6g}", f"{row.misfit:.1g}") for row in rows]
     output.table(("width", "held-out loss", "misfit of the profile"), shown, numeric=(0, 1, 2))
     met = [row for row in rows if row.misfit <= GOOD_FIT] or rows

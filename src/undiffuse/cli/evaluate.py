@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.guides import GuidanceWords, read_guides
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed, Solver, Steps
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     from undiffuse.cli.places import Found
@@ -80,6 +80,7 @@ def evaluate(
     solver: Solver = None,
     steps: Steps = None,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Compare a model with real data, a part of which it has not seen.
@@ -97,7 +98,7 @@ def evaluate(
     scales = read_scales(guidance)
     processes = Processes.join()
     with processes.agree():
-        found = find_model(model, device)
+        found = find_model(model, device, load=load)
     split = SplitModel(found.model, processes)
     if not processes.is_main:
         return split.serve()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dis
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import typer
@@ -23,13 +25,22 @@ class Interrupted(Exception):
     """The user stopped the work; the message says how to go on."""
 
 
+@contextmanager
+def goes_on(kept: str) -> Iterator[None]:
+    """Say on Ctrl-C what is kept, of work that the same command goes on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{kept}; the same command goes on.") from None
+
+
 def report_failure(error: BaseException) -> int:
     """Print what went wrong as one line on stderr and return the exit code."""
     if isinstance(error, SystemExit | typer.Exit):
         return _exit_code(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
         if speaks():
-            _print("interrupted", str(error) or "what was written before is kept; run the same command again.")
+            _print("interrupted", str(error) or "stopped before the end; files that were written before stay.")
         return INTERRUPTED
     usage = usage_message(error)
     if _is_told(error):

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, ModelName, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Resize, Seed
 
 EPILOG = """\b
 Examples:
   undiffuse features digits digits --out digits.npz
   undiffuse features runs/photos new-photos/ --layer mid --layer up1.0 --t 0.05 --t 0.2 --pool 2 --out photos.parquet
-  undiffuse features runs/photos --layers
+  undiffuse features runs/photos --list
 """
 
 
@@ -37,9 +37,9 @@ def features(
         int | None,
         typer.Option("-n", "--count", help="Items at most, chosen by the seed; default: all.", show_default=False),
     ] = None,
-    resize: Annotated[str, typer.Option(help="Pictures of other proportions: crop, pad or stretch.")] = "crop",
+    resize: Resize = "crop",
     inputs: Annotated[bool, typer.Option("--inputs", help="What goes into blocks, not what comes out.")] = False,
-    layers: Annotated[bool, typer.Option("--layers", help="List the layers with their shapes, and stop.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the layers with their shapes, and stop.")] = False,
     batch_size: Annotated[int, typer.Option(help="Items computed at once; changes speed and memory only.")] = 64,
     out: Annotated[
         Path | None,
@@ -47,6 +47,7 @@ def features(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Noise data a little, run the network once, and write what its blocks return.
@@ -64,10 +65,10 @@ def features(
     output = Output(json)
     path = out or Path("features.npz")
     check_suffix(path)
-    if data is None and not layers:
+    if data is None and not show:
         raise DataError("no data were named; give a folder, an archive, an array or a built-in name after the model.")
-    found = find_model(model, device).model
-    if layers:
+    found = find_model(model, device, load=load).model
+    if show:
         shapes = layers_of(found, inputs=inputs)
         output.table(("layer", "shape"), [(name, describe(shape)) for name, shape in shapes.items()])
         output.finish(f"{len(shapes)} layers", {"model": model, "layers": shapes})

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  undiffuse inpaint runs/text --text "To be ____ not to be" -n 8 --rank
-  undiffuse inpaint runs/table --set colour=red --set size=2 -n 100
-  undiffuse inpaint runs/codes photo.png --mask hole.png -n 4
+  undiffuse inpaint runs/text --text "To be ____ not to be" --samples 8 --rank
+  undiffuse inpaint runs/table --set colour=red --set size=2 --samples 100
+  undiffuse inpaint runs/codes photo.png --mask hole.png --samples 4
   undiffuse inpaint runs/codes photo.png --mask hole.png --resample 16 --steps 50
 In a mask white is known and black is to be filled.
 """
 SECTIONS = {
     "What is known": ("mask", "text", "placeholder", "set_", "label", "cond"),
-    "How to fill": ("n", "seed", "method", "resample", "steps", "solver", "guidance", "dilate", "paste", "rank"),
+    "How to fill": ("samples", "seed", "method", "resample", "steps", "solver", "guidance", "dilate", "paste", "rank"),
 }
 _SHOWN = 8  # completions that are printed
 
@@ -46,7 +46,7 @@ def inpaint(
         list[str] | None,
         typer.Option("--set", metavar="COLUMN=VALUE", help="Known column of a row; repeatable.", show_default=False),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--count", help="How many completions.")] = 4,
+    samples: Annotated[int, typer.Option(help="How many completions.")] = 4,
     method: Annotated[str, typer.Option(help="clamp, replacement, or auto: what is exact for the model.")] = "auto",
     resample: Annotated[
         int | None,
@@ -90,7 +90,7 @@ def inpaint(
             found.model,
             given,
             known,
-            samples=n,
+            samples=samples,
             method=method,  # type: ignore[arg-type]
             resample=resample,
             steps=steps,
@@ -106,7 +106,7 @@ def inpaint(
             listener=listener,
         )
     output.say(
-        f"{n} completions by {done.method}, {done.nfe} network evaluations each; {int((~done.known).sum())} of "
+        f"{samples} completions by {done.method}, {done.nfe} network evaluations each; {int((~done.known).sum())} of "
         f"{done.known.numel()} tokens drawn" + (f" ({done.why})" if done.why else "")
     )
     asked: dict[str, Any] = {"given": text or (str(image) if image else set_), "mask": mask}

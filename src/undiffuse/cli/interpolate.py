@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   undiffuse interpolate runs/codes one.png other.png
-  undiffuse interpolate runs/codes one.png other.png --time 0.7 --shares 0.25,0.5,0.75 -n 4
+  undiffuse interpolate runs/codes one.png other.png --start 0.7 --shares 0.25,0.5,0.75 --samples 4
   undiffuse interpolate runs/text "a tale of two cities" "a room with a view  "
 """
 SECTIONS = {
-    "What to mix": ("shares", "time", "n", "seed", "label", "cond"),
+    "What to mix": ("shares", "start", "samples", "seed", "label", "cond"),
     "How to draw": ("steps", "guidance", "batch_size", "device"),
 }
 
@@ -32,8 +32,10 @@ def interpolate(
     shares: Annotated[
         str, typer.Option(metavar="A,B,..", help="Chance of each token to be that of the second item.")
     ] = "0,0.25,0.5,0.75,1",
-    time: Annotated[float, typer.Option(help="Noise level of the mix: 0 draws nothing, 1 forgets both items.")] = 0.5,
-    n: Annotated[int, typer.Option("-n", "--count", help="Items for each share.")] = 1,
+    start: Annotated[
+        float, typer.Option(help="Time at which the mix is made: 0 draws nothing, 1 forgets both items.")
+    ] = 0.5,
+    samples: Annotated[int, typer.Option(help="Items for each share.")] = 1,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps from there to data.")] = 32,
     label: OneLabel = None,
     cond: OneCondition = None,
@@ -62,8 +64,8 @@ def interpolate(
             one,
             other,
             numbers,
-            t=time,
-            samples=n,
+            start=start,
+            samples=samples,
             steps=steps,
             seed=seed,
             cond=one_of_each(label, cond or [], found.model.spec),
@@ -71,13 +73,13 @@ def interpolate(
             batch_size=batch_size,
             listener=listener,
         )
-    asked = {"first": first, "second": second, "shares": numbers, "time": time, "steps": steps}
+    asked = {"first": first, "second": second, "shares": numbers, "start": start, "steps": steps}
     asked |= {"label": label, "cond": cond, "guidance": guidance}
     folder = out if out is not None else found.home / f"interpolate-seed{seed}"
     written = _save(found, made, folder, seed, asked)
     for share, text in zip(numbers, written.get("texts", []), strict=False):
         output.say(f"{share:g}: {text}")
-    figures = {"model": model, "seed": seed, "shares": numbers, "time": time, "samples": n}
+    figures = {"model": model, "seed": seed, "shares": numbers, "start": start, "samples": samples}
     output.finish(f"The result is {written['main']}", figures | written)
 
 

@@ -8,14 +8,15 @@ from warnings import catch_warnings
 
 import typer
 
-from undiffuse.cli.compose_tasks import WORDS, Grid, Limit, Questions, Resize, Template, Times
-from undiffuse.cli.shared import Device, Json, ModelName, Seed
+from undiffuse.cli.compose_tasks import WORDS, Count, Template, Times
+from undiffuse.cli.judging import Questions, Spacing
+from undiffuse.cli.shared import Device, Json, ModelName, Resize, Seed
 
 EPILOG = f"""{WORDS}
 \b
 Examples:
   undiffuse learn-weights digits labelled:digits --shots 30
-  undiffuse bench-compose digits labelled:digits --weights weights.json
+  undiffuse bench-compose digits labelled:digits --weight weights.json
 """
 
 
@@ -25,16 +26,16 @@ def learn_weights(
     shots: Annotated[
         int | None, typer.Option(help="Items to learn from; default: all that are not held out.", show_default=False)
     ] = None,
-    test: Annotated[float, typer.Option(help="Share of the items that is held out, to test on.")] = 0.5,
+    holdout: Annotated[float, typer.Option(help="Share of the items that is held out, to test on.")] = 0.5,
     degree: Annotated[
         str, typer.Option(help="Of a polynomial in log-SNR, or free: one weight a time; auto: 3 below 50 shots.")
     ] = "auto",
     ridge: Annotated[float, typer.Option(help="Pull towards equal weights.")] = 0.1,
     times: Times = 30,
-    grid: Grid = "uniform",
-    resize: Resize = None,
+    spacing: Spacing = "t",
+    resize: Resize = "crop",
     template: Template = None,
-    limit: Limit = None,
+    n: Count = None,
     batch_size: Questions = 256,
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("weights.json"),
     seed: Seed = 0,
@@ -43,7 +44,7 @@ def learn_weights(
 ) -> None:
     """Learn how much each noise level shall count, from a few labelled items, and test it on items held out.
 
-    The file holds weights on log-SNR; bench-compose and classify take it as --weights, for any times and any model.
+    The file holds weights on log-SNR; bench-compose and classify take it as --weight, for any times and any model.
     """
     from undiffuse.analysis.compositionality.learned import choose_shots, learn_on
     from undiffuse.analysis.compositionality.score import score_task
@@ -54,25 +55,25 @@ def learn_weights(
     output = Output(json)
     polynomial = _degree(degree, times)
     found = find_model(model, device)
-    chosen = open_tasks([task], found, limit, seed)
+    chosen = open_tasks([task], found, n, seed)
     if len(chosen) != 1:
         names = ", ".join(part.name for part in chosen)
         raise ValueError(f"{task} holds {len(chosen)} tasks ({names}); name the folder of one.")
     with catch_warnings(action="ignore"):  # said once, below
-        choose_shots(chosen[0], shots, test, seed)  # refuses before anything is scored
+        choose_shots(chosen[0], shots, holdout, seed)  # refuses before anything is scored
     with output.progress() as listener:
         errors = score_task(
             found.model,
             chosen[0],
-            n=times,
-            grid=grid,
+            times=times,
+            spacing=spacing,
             resize=resize,  # type: ignore[arg-type]
             template=template,
             seed=seed,
             batch_size=batch_size,
             listener=listener,
         )
-    learned = learn_on(errors, shots=shots, test=test, seed=seed, degree=polynomial, ridge=ridge)
+    learned = learn_on(errors, shots=shots, holdout=holdout, seed=seed, degree=polynomial, ridge=ridge)
     shares = {"equal weights": learned.uniform, f"learned from {learned.shots}": learned.learned}
     rows = [
         (name, f"{100 * found.value:.1f}", f"{100 * found.low:.1f} to {100 * found.high:.1f}", str(found.n))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.items import Chosen
@@ -64,6 +64,7 @@ def likelihood(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Say how likely data are under a model: log p of each item and bits per dimension, with standard errors.
@@ -92,7 +93,7 @@ def likelihood(
         "batch_size": batch_size,
     }
     LikelihoodOptions(**options)  # refuses at once, before anything is loaded
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     dataset, what = open_held_out(found, data)
     items = choose_items(dataset, n, seed)
     output.say(f"{len(items.data)} of {len(dataset)} items{what}")

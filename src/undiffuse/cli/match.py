@@ -23,9 +23,9 @@ Examples:
 Points are lines x,y in pixels, (0, 0) is the middle of the first one; a third column names them.
 """
 SECTIONS = {
-    "What to match": ("points", "dense", "swap", "mask", "target_mask", "strength"),
+    "What to match": ("points", "dense", "swap", "mask", "target_mask", "start"),
     "Features": ("model", "dino", "features", "alpha", "layer", "t", "draws", "cond", "size", "dino_size", "pca"),
-    "How a match is chosen": ("method", "grid", "mutual", "ratio"),
+    "How a match is chosen": ("method", "cells", "mutual", "ratio"),
 }
 
 Features = Annotated[
@@ -52,7 +52,13 @@ Time = Annotated[
 ]
 Draws = Annotated[int, typer.Option(help="Noise draws to average over; 8 is steadier than 1.")]
 Size = Annotated[
-    int | None, typer.Option(help="Pixels to which pictures are scaled, for all features but dino.", show_default=False)
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Pixels to which pictures are scaled, for all features but dino; 64 is 64x64.",
+        show_default=False,
+    ),
 ]
 Pca = Annotated[int, typer.Option(help="Dimensions of the co-PCA of wide diffusion layers; 0: none.")]
 Dino = Annotated[
@@ -60,7 +66,7 @@ Dino = Annotated[
     typer.Option(help="A DINO network: a folder, or a hub name such as facebook/dinov2-base.", show_default=False),
 ]
 DinoSize = Annotated[int, typer.Option(help="Pixels of the longer side for DINO.")]
-Grid = Annotated[
+Cells = Annotated[
     int | None, typer.Option(help="Cells of the longer side; default: those of the finest feature.", show_default=False)
 ]
 Method = Annotated[str, typer.Option(help="nearest, soft-argmax, or window (soft-argmax round the nearest).")]
@@ -84,7 +90,7 @@ def match(
     pca: Pca = 256,
     dino: Dino = None,
     dino_size: DinoSize = 840,
-    grid: Grid = None,
+    cells: Cells = None,
     method: Method = "nearest",
     mutual: Annotated[bool, typer.Option("--mutual", help="Drop points whose match does not lead back.")] = False,
     ratio: Annotated[
@@ -99,9 +105,9 @@ def match(
     target_mask: Annotated[
         Path | None, typer.Option(help="Where in DST matches may lie (white).", show_default=False)
     ] = None,
-    strength: Annotated[
+    start: Annotated[
         float | None,
-        typer.Option(help="For --swap: how far to noise and denoise; 0 pastes; default 0.5.", show_default=False),
+        typer.Option(help="For --swap: time from which the model refines; 0 pastes; default 0.5.", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("matched"),
     seed: Seed = 0,
@@ -113,11 +119,12 @@ def match(
     Writes for each picture a drawing with lines between the points, a CSV and a JSON file; with --dense the flow, with
     --swap the new picture.
     """
+    from undiffuse.cli.asking import read_size
     from undiffuse.cli.files import different
     from undiffuse.cli.output import Output
 
     output = Output(json)
-    _check_asked(points, dense, swap, mask, target_mask, strength, targets, mutual or ratio is not None)
+    _check_asked(points, dense, swap, mask, target_mask, start, targets, mutual or ratio is not None)
     found, matcher, condition = open_matcher(
         model,
         device,
@@ -128,11 +135,11 @@ def match(
         t=t,
         cond=cond,
         draws=draws,
-        size=size,
+        size=read_size(size),
         pca=pca,
         dino=dino,
         dino_size=dino_size,
-        grid=grid,
+        cells=cells,
         method=method,
         mutual=mutual,
         ratio=ratio,
@@ -149,7 +156,7 @@ def match(
             for target, stem in zip(targets, stems, strict=True)
         ]
     if swap:
-        results["swap"] = _swap(output, found, matcher, src, targets[0], mask, target_mask, strength, condition, out)
+        results["swap"] = _swap(output, found, matcher, src, targets[0], mask, target_mask, start, condition, out)
     output.finish(f"The results are in {out}", results)
 
 
@@ -225,7 +232,7 @@ def _check_asked(
     swap: bool,
     mask: Path | None,
     target_mask: Path | None,
-    strength: float | None,
+    start: float | None,
     targets: list[Path],
     tests: bool,
 ) -> None:
@@ -233,9 +240,9 @@ def _check_asked(
         raise ValueError("say what to match: --points FILE, --dense for every pixel, or --swap.")
     if swap and (mask is None or target_mask is None):
         raise ValueError("--swap needs the objects of both pictures: --mask for SRC and --target-mask for DST.")
-    if not swap and (mask is not None or strength is not None):
+    if not swap and (mask is not None or start is not None):
         raise ValueError(
-            "--mask and --strength belong to --swap; leave them out (--target-mask limits where matches lie)."
+            "--mask and --start belong to --swap; leave them out (--target-mask limits where matches lie)."
         )
     if points is None and tests:
         raise ValueError("--mutual and --ratio test single points; give --points, or leave them out.")
@@ -334,7 +341,7 @@ def _swap(
     target: Path,
     mask: Path | None,
     target_mask: Path | None,
-    strength: float | None,
+    start: float | None,
     cond: dict[str, Any] | None,
     out: Path,
 ) -> dict[str, Any]:
@@ -349,16 +356,16 @@ def _swap(
             target,
             mask,
             target_mask,
-            strength=strength,
+            start=start,
             cond=cond,
             matcher=matcher,
             listener=listener,
         )
     files = {"picture": out / f"{target.stem}-swap.png", "pasted": out / f"{target.stem}-pasted.png"}
-    recipe = {"swap": found.settings, "strength": found.strength}
+    recipe = {"swap": found.settings, "start": found.start}
     write_image(files["picture"], to_uint8(found.picture), recipe)
     write_image(files["pasted"], to_uint8(found.pasted), recipe)
-    how = f"refined from t = {found.strength:g} in {found.nfe} evaluations" if found.strength else "pasted, not refined"
+    how = f"refined from t = {found.start:g} in {found.nfe} evaluations" if found.start else "pasted, not refined"
     output.say(f"{files['picture']}: the object of {target} in the place of that of {src}, {how}")
-    facts = {"target": str(target), "strength": found.strength, "evaluations": found.nfe, "settings": found.settings}
+    facts = {"target": str(target), "start": found.start, "evaluations": found.nfe, "settings": found.settings}
     return facts | {name: str(path) for name, path in files.items()}

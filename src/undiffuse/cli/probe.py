@@ -56,7 +56,7 @@ def probe(
         float | None,
         typer.Option(help="Share or number of items that judge; default: the data's own.", show_default=False),
     ] = None,
-    label: Annotated[
+    label_column: Annotated[
         str | None, typer.Option(help="Column or .npz array that holds the class.", show_default=False)
     ] = None,
     n: Annotated[
@@ -89,7 +89,7 @@ def probe(
     options = asdict(resolve(HeadOptions, {"head": head, "epochs": epochs, "seed": seed}, head_option or []))
     seed = options.pop("seed")
     found = find_model(model, device)
-    learned, judged = read_split(found.model, data, _options(found, data, holdout, label), n=n, seed=seed)
+    learned, judged = read_split(found.model, data, _options(found, data, holdout, label_column), n=n, seed=seed)
     output.say(f"{len(learned)} items to learn from, {len(judged)} that judge")
     with output.progress() as listener:
         study = study_probe(

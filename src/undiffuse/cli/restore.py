@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.asking import Guidance
-from undiffuse.cli.shared import Device, Json, ModelName, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ Examples:
 SECTIONS = {
     "What was done to the pictures": ("operator", "mask", "invert_mask", "noise_std", "noise"),
     "What they show": ("label", "cond", "guidance"),
-    "How to restore": ("method", "option", "samples", "seed", "steps", "budget", "start", "tile"),
+    "How to restore": ("method", "method_option", "samples", "seed", "steps", "budget", "start", "tile"),
 }
 _FACTORS = range(2, 17)
 _MEASURED = ".safetensors"
@@ -66,7 +66,7 @@ def restore(
         str | None, typer.Option(help='Other noise, as in "poisson,scale=30".', show_default=False)
     ] = None,
     method: Annotated[str, typer.Option(help="See undiffuse solvers --restore; auto chooses and says why.")] = "auto",
-    option: Annotated[
+    method_option: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="An option of the method.", show_default=False),
     ] = None,
@@ -97,6 +97,7 @@ def restore(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("restored"),
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Restore pictures: holes, blur, low resolution, noise, and all else that degrade can do.
@@ -113,8 +114,8 @@ def restore(
     if invert_mask and mask is None:
         raise ValueError("--invert-mask needs --mask.")
     law = _noise(noise_std, noise)
-    options = _options(option or [])
-    found = find_model(model, device)
+    options = _options(method_option or [])
+    found = find_model(model, device, load=load)
     jobs = [_job(path, name, found.model, operator, mask, invert_mask, law) for path, name in _find(images)]
     if drawn := _drawn(operator):
         output.warn(
@@ -122,7 +123,7 @@ def restore(
             "give the .safetensors file that degrade wrote, or the mask by --mask."
         )
     conditions = _conditions(label or [], cond or [], guidance, len(jobs), found.model)
-    settings: dict[str, Any] = {"samples": samples, "steps": steps, "budget": budget, "t_start": start, "tile": tile}
+    settings: dict[str, Any] = {"samples": samples, "steps": steps, "budget": budget, "start": start, "tile": tile}
     settings |= {"batch_size": batch_size, "seed": seed, "options": options, "method": method}
     sections, items = [], []
     for job, own in zip(jobs, conditions, strict=True):
@@ -205,7 +206,7 @@ def _options(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise ValueError(f"--option {word!r} is not of the form NAME=VALUE, such as scale=50.")
+            raise ValueError(f"--method-option {word!r} is not of the form NAME=VALUE, such as scale=50.")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -252,9 +253,7 @@ def _job(
         measured = Measurement.load(path)
         return Job(name, measured.y, measured.operator, measured.noise if law is None else law)
     if operator is None and mask is None:
-        raise ValueError(
-            "say what was done to the picture: --mask FILE, or --operator; see undiffuse degrade --operators."
-        )
+        raise ValueError("say what was done to the picture: --mask FILE, or --operator; see undiffuse degrade --list.")
     y, fitting = _picture(path, model, operator, mask, invert)
     if isinstance(fitting, Identity) and (law is None or isinstance(law, NoNoise)):
         raise ValueError("denoise without noise leaves the picture as it is; say how noisy it is: --noise-std 0.05.")

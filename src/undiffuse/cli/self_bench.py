@@ -20,7 +20,7 @@ The filter is `classifier`, trained on the data that the model was trained on, o
 correct (1 or 0), filled in by people.
 \b
 Examples:
-  undiffuse self-bench digits --per-prompt 10 --filter classifier
+  undiffuse self-bench digits --samples 10 --filter classifier
   undiffuse bench-compose digits self-bench/digits
   undiffuse self-bench stable-diffusion/ --prompts evaluation_metadata.jsonl --guidance 9 --out own/
 """
@@ -31,7 +31,7 @@ def self_bench(
     prompts: Annotated[
         Path | None, typer.Option(help="File of prompts; default: the model's classes.", show_default=False)
     ] = None,
-    per_prompt: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
+    samples: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 3.0,
     filter: Annotated[
         str | None, typer.Option(help="classifier, or a CSV file; default: keep all.", show_default=False)
@@ -51,18 +51,20 @@ def self_bench(
     goes on where it stopped.
     """
     from undiffuse.analysis.compositionality.own_generations import self_bench as draw
+    from undiffuse.cli.failures import goes_on
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model, safe_name
 
     output = Output(json)
     found = find_model(model, device)
     sampling: dict[str, Any] = {"solver": solver, "steps": steps}
-    with output.progress() as listener:
+    folder = out or Path("self-bench") / safe_name(model)
+    with output.progress() as listener, goes_on(f"the pictures that were drawn are in {folder}"):
         made = draw(
             found.model,
-            out or Path("self-bench") / safe_name(model),
+            folder,
             prompts=None if prompts is None else _prompts(prompts),
-            per_prompt=per_prompt,
+            samples=samples,
             guidance=guidance,
             filter=_filter(filter, found),
             seed=seed,

@@ -65,7 +65,7 @@ def test_the_informative_time_is_found(shots: int, least: float):
 
 def test_noise_teaches_nothing():
     """1000 held-out items: the interval of what was learned holds chance at 4 standard errors."""
-    found = learn_on(measured(*noise(1100, 3, informative=None)), shots=50, test=1000 / 1100)
+    found = learn_on(measured(*noise(1100, 3, informative=None)), shots=50, holdout=1000 / 1100)
     assert abs(found.learned.value - 1 / CLASSES) < 4 * found.learned.error
     assert found.learned.n == 1000
 

@@ -15,8 +15,8 @@ from undiffuse.analysis.compositionality.measures import (
     mcnemar,
     pair_scores,
     retrieved,
-    share,
 )
+from undiffuse.metrics.shares import share
 
 
 def test_the_truth_table_of_pairs():
@@ -47,21 +47,6 @@ def test_ties_are_wrong_and_counted():
     assert tied.tolist() == [False, True, True, False]
     assert retrieved(scores, torch.tensor([0, 0, 0, 1]), 1).tolist() == [True, False, False, True]
     assert retrieved(scores, torch.tensor([0, 0, 0, 0]), 2).tolist() == [True, True, False, True]
-
-
-def test_intervals_are_those_of_the_books():
-    """Wilson's interval solves (p - x)^2 = z^2 x (1 - x) / n; at 0 of n it ends at z^2 / (n + z^2)."""
-    z = 1.959963984540054
-    found = share([True] * 7 + [False] * 13)
-    for end in (found.low, found.high):
-        assert (0.35 - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / 20, rel=1e-9)
-    none = share([False] * 20)
-    assert (none.low, none.high) == (0.0, pytest.approx(z**2 / (20 + z**2)))
-    assert share([True] * 20).high == 1.0
-    normal = share([True] * 7 + [False] * 13, "normal")
-    assert normal.high - normal.low == pytest.approx(2 * z * math.sqrt(0.35 * 0.65 / 20))
-    with pytest.raises(ValueError, match="use wilson or normal"):
-        share([True], "exact")
 
 
 def test_the_paired_test_is_a_sign_test():

@@ -37,9 +37,9 @@ def test_the_exact_model_reads_its_own_items_as_bayes_does(model: Model, tmp_pat
     Both choose by the same items, so what differs is the quadrature: at most 2 % of the choices; and the accuracy is
     that of the Bayes rule on items drawn exactly, at 3 standard errors of both.
     """
-    made = self_bench(model, tmp_path, per_prompt=120, guidance=1.0, solver="heun", steps=40)
+    made = self_bench(model, tmp_path, samples=120, guidance=1.0, solver="heun", steps=40)
     (task,) = made.tasks
-    found = score_task(model, task, n=20, grid="logsnr", antithetic=True)
+    found = score_task(model, task, times=20, spacing="logsnr", antithetic=True)
     (row, *_) = rows_of(found, "elbo")
     data = torch.stack(
         [torch.from_numpy(_array(tmp_path / image.file)) for item in task.items for image in item.images]
@@ -64,20 +64,20 @@ def _array(path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_what_is_there_is_not_drawn_again(model: Model, tmp_path: Path):
-    first = self_bench(model, tmp_path, per_prompt=2, seed=4, **FAST)
+    first = self_bench(model, tmp_path, samples=2, seed=4, **FAST)
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
     assert len(kept) == 6 and first.drawn == 6
     (tmp_path / "000003.npy").unlink()
     stamp = (tmp_path / "000000.npy").stat().st_mtime_ns
-    self_bench(model, tmp_path, per_prompt=2, seed=4, **FAST)
+    self_bench(model, tmp_path, samples=2, seed=4, **FAST)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")} == kept
     assert (tmp_path / "000000.npy").stat().st_mtime_ns == stamp
     assert [task.answers for task in read_self_bench(tmp_path)] == [[0, 0, 1, 1, 2, 2]]
     with pytest.raises(UndiffuseError, match="with another seed; give another folder"):
-        self_bench(model, tmp_path, per_prompt=2, seed=5, **FAST)
+        self_bench(model, tmp_path, samples=2, seed=5, **FAST)
     other = Model(gaussian_classes([0.5, 0.5, 0.5], dims=6, spread=0.5), model.spec)
     with pytest.raises(UndiffuseError, match="with another model; give another folder"):
-        self_bench(other, tmp_path, per_prompt=2, seed=4, **FAST)
+        self_bench(other, tmp_path, samples=2, seed=4, **FAST)
 
 
 def test_filters_keep_what_they_say(model: Model, tmp_path: Path):
@@ -85,24 +85,24 @@ def test_filters_keep_what_they_say(model: Model, tmp_path: Path):
         assert [prompt.text for prompt in prompts] == ["a", "a", "b", "b", "c", "c"]
         return items[:, 0] > 0
 
-    made = self_bench(model, tmp_path, per_prompt=2, filter=positive, **FAST)
+    made = self_bench(model, tmp_path, samples=2, filter=positive, **FAST)
     assert made.passed is not None and made.passed.n == 6
     assert sum(map(len, made.tasks)) == made.passed.hits
     verdicts = "file,correct\n" + "".join(f"{i:06d}.npy,{i % 2}\n" for i in range(6))
     (tmp_path / "people.csv").write_text(verdicts)
-    by_people = self_bench(model, tmp_path, per_prompt=2, filter=tmp_path / "people.csv", **FAST)
+    by_people = self_bench(model, tmp_path, samples=2, filter=tmp_path / "people.csv", **FAST)
     assert by_people.tasks[0].answers == [0, 1, 2]
     assert read_task(tmp_path / "own-classes").answers == [0, 1, 2]
     (tmp_path / "people.csv").write_text("file,correct\n000000.npy,1\n")
     with pytest.raises(DataError, match="says nothing of 5 of 6 pictures"):
-        self_bench(model, tmp_path, per_prompt=2, filter=tmp_path / "people.csv", **FAST)
+        self_bench(model, tmp_path, samples=2, filter=tmp_path / "people.csv", **FAST)
     with pytest.raises(UndiffuseError, match="none of 6 pictures"):
-        self_bench(model, tmp_path, per_prompt=2, filter=lambda items, prompts: torch.zeros(len(items)), **FAST)
+        self_bench(model, tmp_path, samples=2, filter=lambda items, prompts: torch.zeros(len(items)), **FAST)
 
 
 def test_each_model_reads_the_pictures_of_each(model: Model, tmp_path: Path):
-    tasks = self_bench(model, tmp_path, per_prompt=2, **FAST).tasks
-    found = cross_matrix({"m": model, "n": model}, {"m": tasks}, n=2)
+    tasks = self_bench(model, tmp_path, samples=2, **FAST).tasks
+    found = cross_matrix({"m": model, "n": model}, {"m": tasks}, times=2)
     assert set(found) == {("m", "m"), ("n", "m")}
     assert found["m", "m"].rows == found["n", "m"].rows
 

@@ -34,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy(
         "read_task": "undiffuse.analysis.compositionality.task:read_task",
         "score_task": "undiffuse.analysis.compositionality.score:score_task",
         "self_bench": "undiffuse.analysis.compositionality.own_generations:self_bench",
-        "share": "undiffuse.analysis.compositionality.measures:share",
+        "share": "undiffuse.metrics.shares:share",
         "text_prompts": "undiffuse.analysis.compositionality.prompts:text_prompts",
         "time_profile": "undiffuse.analysis.compositionality.gap:time_profile",
         "two_digit_tasks": "undiffuse.analysis.compositionality.two_digits:two_digit_tasks",

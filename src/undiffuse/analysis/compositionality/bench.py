@@ -19,11 +19,11 @@ from undiffuse.analysis.compositionality.measures import (
     mcnemar,
     pair_scores,
     retrieved,
-    share,
 )
 from undiffuse.analysis.compositionality.score import TaskErrors, score_task
 from undiffuse.analysis.compositionality.task import Task, task_digest
 from undiffuse.events import Listener, silent
+from undiffuse.metrics.shares import share
 from undiffuse.models.model import Model
 from undiffuse.tasks.classify.table import Weight
 from undiffuse.words import plain_json
@@ -166,7 +166,7 @@ def bench_compose(
         listener: Hears about progress.
         keep: Called with all rows so far after each task.
         before: An earlier report with these settings; tasks that are in it, item by item, are not scored again.
-        options: See `score_task`: n, grid, distance, contrast, resize, template, seed, loss, target, batch_size.
+        options: See `score_task`: times, spacing, loss, contrast, resize, template, seed, target, batch_size.
 
     Raises:
         ValueError: Two tasks of one name; options or texts that do not fit.

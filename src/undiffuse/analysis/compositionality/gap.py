@@ -110,7 +110,7 @@ def domain_gap(
         own: The own generations, likewise.
         features: Fitted, to compare pictures in; None: principal components of the own generations.
         listener: Hears about progress.
-        options: See `score_task`: n, grid, seed, resize, ...
+        options: See `score_task`: times, spacing, seed, resize, ...
 
     Raises:
         ValueError: The two were measured at other times.
@@ -124,7 +124,7 @@ def domain_gap(
         found[0].half_logsnr, found[1].half_logsnr
     ):
         raise ValueError("the two tasks were measured at other times; measure both alike.")
-    resize = options.get("resize")
+    resize = options.get("resize", "crop")
     theirs, mine = (
         load_pictures(part.task, [image for item in part.task.items for image in item.images], model.spec, resize)
         for part in found

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from undiffuse.analysis.compositionality.measures import McNemar, Share, chosen_right, mcnemar, share
+from undiffuse.analysis.compositionality.measures import McNemar, chosen_right, mcnemar
 from undiffuse.analysis.compositionality.score import TaskErrors
 from undiffuse.analysis.compositionality.task import Task
 from undiffuse.distillation.own_adam import OwnAdam
+from undiffuse.metrics.shares import Share, share
 from undiffuse.noise import permutation
 from undiffuse.tasks.classify.weights import TimeWeights
 
@@ -172,7 +173,7 @@ def learn_on(
     found: TaskErrors,
     *,
     shots: int | None = None,
-    test: float = 0.5,
+    holdout: float = 0.5,
     seed: int = 0,
     draw: int = 0,
     degree: int | str | None = "auto",
@@ -186,7 +187,7 @@ def learn_on(
     Args:
         found: Errors on a task with right answers.
         shots: Items to learn from; None: all that are not tested on.
-        test: Share of the items that is held out.
+        holdout: Share of the items that is held out.
         seed: Of the split.
         draw: Number of the draw of shots.
         degree, positive, ridge: See `learn_weights`.
@@ -195,7 +196,7 @@ def learn_on(
         ValueError: Too few items, or shots that all have one class where all items choose among the same.
     """
     errors, answers = found.choices()
-    held_out, chosen = choose_shots(found.task, shots, test, seed, draw)
+    held_out, chosen = choose_shots(found.task, shots, holdout, seed, draw)
     twice = found.task.type == "pair"
     learn_rows, test_rows = _rows(chosen, twice), _rows(held_out, twice)
     weights = learn_weights(
@@ -215,28 +216,28 @@ def learn_on(
 
 
 def choose_shots(
-    task: Task, shots: int | None, test: float, seed: int = 0, draw: int = 0
+    task: Task, shots: int | None, holdout: float, seed: int = 0, draw: int = 0
 ) -> tuple[list[int], list[int]]:
     """Return the items of a task that are held out, and those that are learned from; see `learn_on`.
 
     Raises:
         ValueError: Too few items, or shots that all have one class where all items choose among the same.
     """
-    held_out, rest = split_items(len(task), test, seed)
+    held_out, rest = split_items(len(task), holdout, seed)
     chosen = _shots(rest, shots, seed, draw)
     _check_classes(task.shares_candidates, [task.answers[i] for i in chosen], len(task.items[0].texts))
     return held_out, chosen
 
 
-def split_items(count: int, test: float, seed: int) -> tuple[list[int], list[int]]:
+def split_items(count: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:
     """Return the items held out and the others, a function of the three arguments.
 
     Raises:
         ValueError: One of the parts would be empty.
     """
-    part = round(count * test)
+    part = round(count * holdout)
     if not 0 < part < count:
-        raise ValueError(f"test={test} of {count} items holds out {part}; leave some on both sides.")
+        raise ValueError(f"holdout={holdout} of {count} items holds out {part}; leave some on both sides.")
     order = permutation(seed, 0, count).tolist()
     return sorted(order[:part]), order[part:]
 

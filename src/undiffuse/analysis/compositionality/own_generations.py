@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from undiffuse.analysis.compositionality.bench import ComposeReport, bench_compose
-from undiffuse.analysis.compositionality.measures import Share, share
 from undiffuse.analysis.compositionality.pictures import load_pictures
 from undiffuse.analysis.compositionality.prompts import Prompt, prompts_of
 from undiffuse.analysis.compositionality.task import FILE, Item, Picture, Task, Text, read_json, save_array, write_task
@@ -30,6 +29,8 @@ from undiffuse.errors import DataError, UndiffuseError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.files import write_whole
 from undiffuse.images.write import write_image
+from undiffuse.limits import check_counts
+from undiffuse.metrics.shares import Share, share
 from undiffuse.models.model import Model
 from undiffuse.spec import DataSpec
 from undiffuse.words import plain_json
@@ -62,7 +63,7 @@ def self_bench(
     folder: str | Path,
     *,
     prompts: Sequence[Prompt] | None = None,
-    per_prompt: int = 4,
+    samples: int = 4,
     guidance: float = 3.0,
     filter: Filter | None = None,
     seed: int = 0,
@@ -75,7 +76,7 @@ def self_bench(
         model: Draws; a picture depends on its prompt's place, the seed and the settings alone.
         folder: Where pictures, `self.json` and a folder with `task.json` for each kind of prompt go.
         prompts: See `prompts_of`, `geneval_prompts` and `text_prompts`; None: all classes of the model.
-        per_prompt: Pictures of each.
+        samples: Pictures of each.
         guidance: Scale of classifier-free guidance; 1 is conditional without it.
         filter: Keeps what shows its prompt: called with pictures (n, *shape) in data units and their prompts it returns
             bool (n,); or a CSV file with the columns file and correct (as people filled it in). None: all are kept.
@@ -88,15 +89,16 @@ def self_bench(
         UndiffuseError: The folder holds a Self-Bench of other settings, or nothing passes the filter.
     """
     chosen = prompts_of(model.spec) if prompts is None else list(prompts)
-    if not chosen or per_prompt < 1:
-        raise ValueError(f"{len(chosen)} prompts and per_prompt={per_prompt}; at least one of each is needed.")
+    check_counts(samples=samples)
+    if not chosen:
+        raise ValueError("there are no prompts; give at least one.")
     place = Path(folder).expanduser()
     place.mkdir(parents=True, exist_ok=True)
-    settings = {"seed": seed, "per_prompt": per_prompt, "guidance": guidance, "sampling": sampling}
+    settings = {"seed": seed, "samples": samples, "guidance": guidance, "sampling": sampling}
     settings["model"] = fingerprint(model)
     _bind(place, plain_json({"prompts": [prompt.text for prompt in chosen], **settings}))
-    files = _draw(model, place, chosen, per_prompt, {"seed": seed, "guidance": guidance, **sampling}, listener)
-    asked = [prompt for prompt in chosen for _ in range(per_prompt)]
+    files = _draw(model, place, chosen, samples, {"seed": seed, "guidance": guidance, **sampling}, listener)
+    asked = [prompt for prompt in chosen for _ in range(samples)]
     kept = None if filter is None else _passed(filter, model.spec, place, files, asked)
     tasks = _tasks(place, files, asked, kept)
     if not tasks:
@@ -137,21 +139,21 @@ def _bind(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _draw(
-    model: Model, folder: Path, prompts: Sequence[Prompt], per_prompt: int, sampling: dict[str, Any], listener: Listener
+    model: Model, folder: Path, prompts: Sequence[Prompt], samples: int, sampling: dict[str, Any], listener: Listener
 ) -> list[str]:
     """Draw what is missing and return the names of all files, prompt by prompt."""
     suffix = "png" if model.spec.kind == "image" and model.spec.range else "npy"
-    count = len(prompts) * per_prompt
+    count = len(prompts) * samples
     files = [f"{number:06d}.{suffix}" for number in range(count)]
     listener(Started(TASK, count, "picture"))
     for low in range(0, count, _BATCH):
         numbers = range(low, min(low + _BATCH, count))
         if not all((folder / files[number]).is_file() for number in numbers):
-            cond = conditions([prompts[number // per_prompt].text for number in numbers], model.spec)
+            cond = conditions([prompts[number // samples].text for number in numbers], model.spec)
             pictures = model.sample(len(numbers), cond=cond, first=low, **sampling)
             for number, picture in zip(numbers, pictures, strict=True):
                 if not (folder / files[number]).is_file():
-                    _write(folder / files[number], picture.cpu(), model.spec, prompts[number // per_prompt])
+                    _write(folder / files[number], picture.cpu(), model.spec, prompts[number // samples])
         listener(Advanced(TASK, numbers.stop))
     listener(Finished(TASK))
     return files

@@ -14,8 +14,9 @@ from undiffuse.analysis.compositionality.pictures import load_pictures
 from undiffuse.analysis.compositionality.task import Item, Task, Text, text_key
 from undiffuse.analysis.subject import Wrap
 from undiffuse.errors import UndiffuseError
-from undiffuse.events import Advanced, Finished, Listener, Started, silent
+from undiffuse.events import Advanced, Event, Finished, Listener, Started, silent
 from undiffuse.images.fit import Resize
+from undiffuse.limits import check_counts
 from undiffuse.models.model import Model
 from undiffuse.process.warp import TimeWarp
 from undiffuse.tasks.classify.errors import error_options, open_ledger
@@ -23,7 +24,7 @@ from undiffuse.tasks.classify.options import ErrorOptions
 from undiffuse.tasks.classify.table import ErrorTable, Weight
 
 TASK = "match"
-GRIDS = ("uniform", "logsnr", "shifted", "later", "logit-normal")
+SPACINGS = ("t", "logsnr", "shifted", "later", "logit-normal")
 _CHUNK = 64  # items whose pictures are held at once
 _SHIFT = 3.0  # of the times of SD3
 Measured = tuple[list[Tensor], list[Tensor], ErrorTable]
@@ -101,11 +102,10 @@ def score_task(
     model: Model,
     task: Task,
     *,
-    n: int = 30,
-    grid: str = "uniform",
-    distance: str = "mse",
+    times: int = 30,
+    spacing: str = "t",
     contrast: bool | None = None,
-    resize: Resize | None = None,
+    resize: Resize = "crop",
     template: str | None = None,
     wrap: Wrap | None = None,
     listener: Listener = silent,
@@ -116,13 +116,11 @@ def score_task(
     Args:
         model: What is tested.
         task: The items.
-        n: Number of times.
-        grid: Where they lie; see `grid_times`.
-        distance: "mse", the mean loss of the difference; or "norm", its Euclidean norm, which counts times with small
-            errors for more, as one option of the published harness does.
+        times: How many.
+        spacing: Where they lie; see `spaced_times`.
         contrast: Subtract the error without a text. That is what makes pictures comparable; it changes no choice among
             texts. None: where pictures are compared ("text_to_image", "pair", "bias").
-        resize: How pictures of another size are made to fit; None: they are refused.
+        resize: How pictures of another size are made to fit: "crop", "pad" or "stretch".
         template: What captions are made of the texts with, "a photo of a {}.".
         wrap: Applied to the denoiser, such as guidance.
         listener: Hears about progress.
@@ -130,31 +128,40 @@ def score_task(
 
     Raises:
         ValueError: Options out of range, texts or conditions that the model does not know.
-        DataError: A picture is missing or of another size.
+        DataError: A picture is missing or damaged.
         UndiffuseError: An error is not a number; the message names item, candidate and time.
     """
-    if distance not in ("mse", "norm"):
-        raise ValueError(f"distance={distance!r} is unknown; use mse or norm.")
-    if resize is not None and resize not in get_args(Resize):
+    if resize not in get_args(Resize):
         raise ValueError(f"resize={resize!r} is unknown; use {', '.join(get_args(Resize))}.")
-    if distance == "norm" and options.get("loss", "l2") != "l2":
-        raise ValueError(f"distance='norm' is the root of squares; leave loss={options['loss']!r} out.")
     wanted = task.type != "image_to_text" if contrast is None else contrast
-    times, more = grid_times(grid, n)
+    places, more = spaced_times(spacing, times)
     chosen = error_options({**more, **options, "contrast": wanted})
-    scorer = _Scorer(model, task, times, chosen, resize, template, wrap)
+    scorer = _Scorer(model, task, places, chosen, resize, template, wrap)
     errors, null = [], []
     listener(Started(TASK, len(task), "item"))
     for low in range(0, len(task), _CHUNK):
-        part, free, table = scorer.chunk(low)
+        part, free, table = scorer.chunk(low, _within(listener, low, min(_CHUNK, len(task) - low)))
         errors += part
         null += free
         listener(Advanced(TASK, min(low + _CHUNK, len(task))))
     listener(Finished(TASK))
-    found = TaskErrors(
+    return TaskErrors(
         task=task, errors=tuple(errors), null=tuple(null) if wanted else None, frame=table.rows(slice(0, 0))
     )
-    return found if distance == "mse" else _norms(found)
+
+
+def _within(listener: Listener, low: int, count: int) -> Listener:
+    """Return a listener that tells how many of `count` items from number `low` the questions so far are worth."""
+    total = 1
+
+    def hear(event: Event) -> None:
+        nonlocal total
+        if isinstance(event, Started):
+            total = max(1, event.total)
+        elif isinstance(event, Advanced):
+            listener(Advanced(TASK, low + count * event.done // total))
+
+    return hear
 
 
 @dataclass(frozen=True)
@@ -165,11 +172,11 @@ class _Scorer:
     task: Task
     times: int | list[float]
     options: ErrorOptions
-    resize: Resize | None
+    resize: Resize
     template: str | None
     wrap: Wrap | None
 
-    def chunk(self, low: int) -> Measured:
+    def chunk(self, low: int, listener: Listener) -> Measured:
         """Return the errors of a chunk of items; where one is not a number, find the item that it belongs to.
 
         Raises:
@@ -177,7 +184,7 @@ class _Scorer:
         """
         items = self.task.items[low : low + _CHUNK]
         try:
-            return self.errors(items)
+            return self.errors(items, listener)
         except UndiffuseError as error:
             if "is not a number" not in str(error):
                 raise
@@ -188,7 +195,7 @@ class _Scorer:
                     raise UndiffuseError(f"item {number} of {self.task.name}: {own}") from own
             raise
 
-    def errors(self, items: Sequence[Item]) -> Measured:
+    def errors(self, items: Sequence[Item], listener: Listener = silent) -> Measured:
         """Return errors and errors without a text of each item, and their table; pairs of an item alone are asked."""
         flat = [image for item in items for image in item.images]
         texts = {text_key(text): text for item in items for text in item.texts}
@@ -201,33 +208,25 @@ class _Scorer:
             times=self.times,
             template=self.template,
             wrap=self.wrap,
+            listener=listener,
         )
         columns = [[numbers[text_key(text)] for text in item.texts] for item in items]
         rows = _slices([len(item.images) for item in items])
         alive = torch.zeros(len(flat), ledger.distinct, dtype=torch.bool)
         for row, column in zip(rows, columns, strict=True):
             alive[row, ledger.candidates.same[column].unique()] = True
-        ledger.measure_all(range(len(ledger.measure.grid.times)), alive)
+        count = len(ledger.measure.grid.times)
+        ledger.listener(Started(TASK, count * (int(alive.sum()) + (ledger.null is not None) * len(flat)), "question"))
+        ledger.measure_all(range(count), alive)
         table = ledger.table()
         found = [table.errors[row][:, column] for row, column in zip(rows, columns, strict=True)]
         return found, [] if table.null is None else [table.null[row] for row in rows], table
 
 
-def _norms(found: TaskErrors) -> TaskErrors:
-    """Return Euclidean norms instead of mean squares."""
+def spaced_times(spacing: str, n: int) -> tuple[int | list[float], dict[str, Any]]:
+    """Return n times by the name of their spacing for `error_table`, and options that belong to it.
 
-    def root(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple((part * found.frame.dims).sqrt() for part in parts)
-
-    frame = replace(found.frame, loss="norm", forms={})
-    null = None if found.null is None else root(found.null)
-    return replace(found, errors=root(found.errors), null=null, frame=frame)
-
-
-def grid_times(grid: str, n: int) -> tuple[int | list[float], dict[str, Any]]:
-    """Return the times of a named grid for `error_table`, and options that belong to it.
-
-    uniform        in the middle of n equal cells of t; of tokens n draws of the bound
+    t              in the middle of n equal cells of t; of tokens n draws of the bound
     logsnr         likewise of log-SNR
     shifted        sigma = 3 u / (1 + 2 u) for u = 0.023 + 0.033 k and n = 30: the steps of SD3, which crowd at high
                    noise, as the published harness takes them; of a flow on a straight line, whose sigma is t
@@ -235,22 +234,21 @@ def grid_times(grid: str, n: int) -> tuple[int | list[float], dict[str, Any]]:
     logit-normal   at the quantiles of sigmoid(N(0, 1)), which SD3 was trained on; evenly spread, so none comes twice
 
     Raises:
-        ValueError: An unknown grid, or `n` below 1.
+        ValueError: An unknown spacing, or `n` below 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n} times; at least 1 is needed.")
-    if grid == "uniform":
+    check_counts(times=n)
+    if spacing == "t":
         return n, {}
-    if grid == "logsnr":
+    if spacing == "logsnr":
         return n, {"spacing": "logsnr"}
-    if grid == "later":
+    if spacing == "later":
         return n, {"spacing": "t", "between": (0.5, 1.0)}
     cells = torch.arange(n, dtype=torch.float64)
-    if grid == "shifted":
+    if spacing == "shifted":
         return TimeWarp(_SHIFT)((0.69 + 0.99 * cells) / n).tolist(), {}
-    if grid == "logit-normal":
+    if spacing == "logit-normal":
         return torch.special.ndtri((cells + 0.5) / n).sigmoid().tolist(), {}
-    raise ValueError(f"grid={grid!r} is unknown; use {', '.join(GRIDS)}.")
+    raise ValueError(f"spacing={spacing!r} is unknown; use {', '.join(SPACINGS)}.")
 
 
 def _candidates(texts: list[Text]) -> Any:
