@@ -36,6 +36,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SHORT = ("train.steps=2", "train.batch_size=8", "train.preview_every=0")
 SMALL = {
     "unet": ("model.channels=8",),
+    "diffusers-unet": ("model.channels=8", "model.groups=4"),
     "dit": ("model.width=16", "model.heads=2"),
     "mlp": ("model.width=16",),
     "transformer": ("model.width=16", "model.depth=1", "model.heads=2"),
@@ -135,7 +136,7 @@ def short_evaluate(*arguments: Any, **options: Any) -> Evaluation:
 
 def short_accelerate(*arguments: Any, **options: Any) -> Any:
     """Tune as asked, but for two steps, and without the comparison."""
-    short = {"iters": 2, "batch_size": 8, "samples": 0}
+    short = {"train_steps": 2, "batch_size": 8, "samples": 0}
     return accelerate(*arguments, **{**options, **short})
 
 
@@ -152,7 +153,7 @@ def short_train_codec(*arguments: Any, overrides: Sequence[str] = (), **options:
 
 def short_refit(*arguments: Any, **options: Any) -> Any:
     """Rebuild a small codebook, and fine-tune for two steps."""
-    return refit_codebook(*arguments, **{**options, "size": 16, "steps": 2, "batch_size": 8})
+    return refit_codebook(*arguments, **{**options, "codes": 16, "train_steps": 2, "train_batch_size": 8})
 
 
 @pytest.mark.parametrize("page", with_blocks("python"))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from undiffuse import limits
@@ -25,3 +27,24 @@ def test_values_within_a_limit_pass_and_others_are_named(refuse, passes, refused
     for value in refused:
         with pytest.raises(ValueError, match=f"^b={value} "):
             refuse(SimpleNamespace(a=passes[0], b=value), "a", "b")
+
+
+@dataclass
+class Counted:
+    steps: int | None = None
+    rate: float = 1.0
+
+
+def test_counts_are_whole_numbers():
+    limits.check_counts(n=np.int64(3), steps=None)
+    limits.check_counts(None, seed=-4)
+    limits.at_least_one(Counted(steps=2, rate=1.5), "steps", "rate")
+    for wrong, message in (
+        ({"n": 2.5}, "n=2.5 must be a whole number, at least 1"),
+        ({"n": True}, "n=True must"),
+        ({"n": 0}, "n=0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            limits.check_counts(**wrong)
+    with pytest.raises(ValueError, match=r"steps=2\.5 must be a whole number"):
+        limits.at_least_one(Counted(steps=2.5), "steps", "rate")  # type: ignore[arg-type]

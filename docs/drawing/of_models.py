@@ -100,10 +100,10 @@ def draw_tuned(model: ud.Model) -> Drawn:
     columns, sampler = 7, {"solver": "ddim", "steps": 2, "grid": "t"}
     options: dict[str, Any] = {"batch_size": 64, "lr": 2e-4, "objective.checkpoint": False, "train.validate_every": 0}
     with tempfile.TemporaryDirectory() as folder:
-        fast = ud.accelerate(model, "digits", steps=2, iters=80, out=folder, samples=0, **options)
+        fast = ud.accelerate(model, "digits", steps=2, train_steps=80, out=folder, samples=0, **options)
         panels = [class_rows(of, columns, 1.0, **sampler) for of in (model, fast.model)]
     figure = picture_panels(panels, ["two steps, before", "two steps, after tuning"], model.spec.classes)
-    return Drawn(figure, {**sampler, "iters": 80})
+    return Drawn(figure, {**sampler, "train_steps": 80})
 
 
 def draw_likelihoods(model: ud.Model) -> Drawn:

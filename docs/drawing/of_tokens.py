@@ -127,7 +127,7 @@ def draw_codebook() -> Drawn:
     """Held-out digits, and their reconstructions by a codec as it is and with a codebook that was rebuilt (minutes)."""
     training, held_out = split(open_data("digits"))
     old = base_codec(training)
-    made = ud.refit_codebook(old, training, held_out=held_out, steps=0)
+    made = ud.refit_codebook(old, training, held_out=held_out, train_steps=0)
     x = held_out.batch(torch.arange(12))["x"]
     panels, titles = [ink_on_paper(x, len(x), (-1.0, 1.0))], ["digits that were held out"]
     for title, codec, health in (("as trained", old, made.before), ("rebuilt", made.codec, made.rebuilt)):

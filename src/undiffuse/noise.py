@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from undiffuse.limits import check_counts
+
 STREAMS = (
     "init",
     "step",
@@ -98,6 +100,7 @@ class KeyedNoise:
     """
 
     def __init__(self, seed: int, items: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
+        check_counts(None, seed=seed)
         self.seed = seed
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)

@@ -45,7 +45,7 @@ from undiffuse.training.recipe import Recipe
 from undiffuse.training.run import train
 
 ITERS = 6
-SHORT = ("--iters", ITERS, "train.batch_size=16", "train.checkpoint_every=3")
+SHORT = ("--train-steps", ITERS, "train.batch_size=16", "train.checkpoint_every=3")
 
 
 def data(n: int = 80) -> TensorDataset:
@@ -62,7 +62,7 @@ def model() -> Model:
 def tune(folder: Path, **options: Any) -> Any:
     given: dict[str, Any] = {
         "steps": 2,
-        "iters": ITERS,
+        "train_steps": ITERS,
         "samples": 60,
         "batch_size": 16,
         "checkpoint_every": 2,
@@ -114,7 +114,7 @@ def conditioned(kind: str, n: int = 80) -> tuple[Model, TensorDataset]:
 @pytest.mark.parametrize("kind", ["label", pytest.param("vector", marks=pytest.mark.slow)])
 def test_every_row_of_a_guided_comparison_is_guided_and_no_untuned_one_costs_more(tmp_path, kind):
     untuned, items = conditioned(kind)
-    result = tune(tmp_path / "run", model=untuned, data=items, guidance=2.0, steps=3, iters=2)
+    result = tune(tmp_path / "run", model=untuned, data=items, guidance=2.0, steps=3, train_steps=2)
     before, best, many, after = result.rows
     assert before.calls == after.calls == 6  # of 3 steps, each with and without the condition
     assert 2 <= best.calls <= 6 and best.calls % 2 == 0
@@ -174,7 +174,7 @@ def test_what_chooses_the_checkpoint_is_not_what_is_reported(tmp_path):
     assert judge.distance(x[:20]) != judge.choosing_distance(x[:20])
     assert np.array_equal(judge.real_choosing, judge._features(judge.choosing, x))
     assert "another kind or seed" in _notes(judge)["choosing the checkpoint"]
-    result = tune(tmp_path / "run", iters=2)
+    result = tune(tmp_path / "run", train_steps=2)
     assert "too good for the tuned model" in result.notes["choosing the checkpoint"]
     assert "too good for the tuned model" in acceleration_report(result).read_text()
 
@@ -275,7 +275,7 @@ def test_several_numbers_of_steps_are_tuned_together(tmp_path):
         ({"batch_size": 1}, "train.batch_size=1 .* use at least 2"),
         ({"batch_size": 200}, "72 items to train on, fewer than train.batch_size=200"),
         ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"iters": 0}, "iters=0 tunes nothing"),
+        ({"train_steps": 0}, "train_steps=0 tunes nothing"),
         ({"method": "gan"}, "method='gan' is unknown"),
         ({"method": "mdm"}, "method='mdm' is unknown.*Did you mean 'mmd'"),
         ({"method": "dmd"}, "use undiffuse distill MODEL --method dmd"),
@@ -384,6 +384,6 @@ def test_a_model_of_tokens_is_refused(place, capsys, tmp_path):
 def test_a_rate_that_is_too_high_stops_and_keeps_the_best(place, capsys):
     """Weights of 1e30 overflow in the next forward pass."""
     words = ("accelerate", "points", "--data", "points.npy", "--steps", 2, "-n", 0, *SHORT)
-    code, _, err = run(capsys, *words, "--iters", 40, "train.lr=1e30", "train.checkpoint_every=1")
+    code, _, err = run(capsys, *words, "--train-steps", 40, "train.lr=1e30", "train.checkpoint_every=1")
     said = [text for text in err.splitlines() if text.startswith("error:")]
     assert code == 1 and len(said) == 1 and ("lower train.lr" in said[0] or "Lower train.lr" in said[0])

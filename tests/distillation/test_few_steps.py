@@ -113,6 +113,11 @@ def test_a_source_of_paired_noise_is_kept(tmp_path: Path) -> None:
         train(vectors(), "vector", out=tmp_path / "train", objective=given, overrides=small, **{**QUICK, "steps": 1})
 
 
+def test_a_teacher_on_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has a table of noise levels, and students follow schedules"):
+        distill(teacher(schedule="ddpm"), method="progressive", data=vectors(), out=tmp_path / "out")
+
+
 def test_reschedule_keeps_the_source() -> None:
     moved = Reschedule(teacher(source="data").denoiser, process_of("rf"))
     assert moved.process.source == "data" and moved.process.schedule == process_of("rf").schedule

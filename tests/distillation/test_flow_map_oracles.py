@@ -221,3 +221,44 @@ def test_scm_fades_the_networks_derivative_in() -> None:
     torch.testing.assert_close(half, (none + whole) / 2, **EXACT)
     loss = SCM(SCMOptions(warmup=0.5), steps=100)
     assert loss.fading == 50
+
+
+def test_progressive_weighs_errors_by_the_truncated_snr() -> None:
+    """max(SNR, 1) times the squared error of the mean: Salimans and Ho 2022, section 4."""
+    flow_map, wrong, n = exact("vp"), shifted(exact("vp")), 32
+    loss = Progressive(flow_map, first_steps=8, rounds=1, steps=9, teacher=flow_map)
+    corrupted = loss.prepare(wrong, data(n), KeyedNoise(0, range(n)), n)
+    t, _, s = loss.times(corrupted.extras["u"][:, 0], 0)
+    x = flow_map.process.corrupt(corrupted.x, t, corrupted.extras["eps"])
+    square = (wrong.mean(x, t, s) - flow_map.mean(x, t, s)).square().mean(1)
+    alpha, sigma = flow_map.process.schedule.levels(t)
+    expected = torch.maximum((alpha / sigma) ** 2, torch.ones_like(t)) * square
+    assert bool((alpha > sigma).any()) and bool((alpha < sigma).any())
+    torch.testing.assert_close(loss.score(wrong, corrupted).per_sample, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_consistency_weighs_a_pair_by_its_distance() -> None:
+    """1 / (rho_{n+1} - rho_n): Song and Dhariwal 2023, section 3.5; "original" weighs all pairs alike."""
+    n = 32
+    for plan in ("ict", "original"):
+        options = ConsistencyOptions(plan=plan, teacher="given")  # type: ignore[arg-type]
+        flow_map = exact("vp")
+        flow_map.end, flow_map.start = consistency_times(flow_map.process.schedule, options)
+        wrong = shifted(flow_map)
+        loss = Consistency(wrong, options, steps=9, teacher=flow_map)
+        corrupted = loss.prepare(wrong, data(n), KeyedNoise(0, range(n)), n)
+        found, schedule = loss.score(wrong, corrupted), flow_map.process.schedule
+        rho = rho_grid(loss.levels(0), *consistency_range(schedule, options))
+        place = torch.searchsorted(rho, torch.exp(-found.half_logsnr) * (1 - 1e-9))  # type: ignore[operator]
+        t, s = (schedule.time(-torch.log(rho[k])) for k in (place, place - 1))
+        x = flow_map.process.corrupt(corrupted.x, t, corrupted.extras["eps"])
+        before = advance(flow_map, x, t, s, None, heun=True)
+        apart = wrong(x, t, torch.full_like(t, wrong.end)) - wrong(before, s, torch.full_like(t, wrong.end))
+        weight = 1 / (rho[place] - rho[place - 1]) if plan == "ict" else torch.ones_like(t)
+        torch.testing.assert_close(found.per_sample, weight * loss._distance(apart.square()), rtol=1e-5, atol=1e-12)
+
+
+def test_scm_a_tangent_of_0_stays_0_where_tangents_are_normalised() -> None:
+    loss = SCM(SCMOptions(normalise=True, adapt=False, warmup=0.0, teacher="given"), steps=1, teacher=exact("trig"))
+    loss.done.fill_(1)
+    assert loss.losses(exact("trig"), data(64), KeyedNoise(0, range(64))).per_sample.max() < 1e-12

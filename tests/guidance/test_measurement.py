@@ -228,3 +228,14 @@ def test_misfits_are_refused() -> None:
         MMPS(prior, Identity((D,)), normal(ROWS, 4), 0.1)
     with pytest.raises(ValueError, match="negative"):
         PiGDM(prior, Identity((D,)), normal(ROWS, D), -0.1)
+
+
+def test_random_signs_find_a_diagonal_exactly() -> None:
+    """Where A V A^T is diagonal, v * (A V A^T v) is its diagonal for any signs v; then TMPD is exact, too."""
+    process, mean = process_of("vp"), normal(D, seed=2)
+    prior = GaussianDenoiser(mean, torch.diag(normal(D, seed=6).abs() + 0.1), process)
+    x, y = normal(ROWS, D, seed=4), normal(ROWS, D, seed=5)
+    wanted = MMPS(prior, Identity((D,)), y, 0.3, iterations=12)(x, 0.6).mean
+    for probes in (0, 1, 3):
+        found = TMPD(prior, Identity((D,)), y, 0.3, probes=probes)(x, 0.6).mean
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8)

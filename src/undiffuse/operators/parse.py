@@ -115,7 +115,7 @@ def find_facts(text: str) -> tuple[str, OperatorFacts, list[str]]:
         said = f"{name}:{given[0]}" if given else name
         raise ValueError(f"operator {said!r} is unknown; choose {', '.join(kinds)}.{did_you_mean(said, kinds)}")
     raise ValueError(
-        f"operator {name!r} is unknown; `undiffuse degrade --operators` lists them all.{did_you_mean(name, OPERATORS)}"
+        f"operator {name!r} is unknown; `undiffuse degrade --list` lists them all.{did_you_mean(name, OPERATORS)}"
     )
 
 

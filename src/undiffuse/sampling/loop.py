@@ -17,15 +17,14 @@ from undiffuse.networks.recomputation import recomputed
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grids import check_grid
-from undiffuse.process.times import Time, align
-from undiffuse.sampling.constraints import Constraint, Replacement, enter_all, leave_all, own_state
+from undiffuse.process.times import Time
+from undiffuse.sampling.beginning import check_solver, check_start, drawn, first_plan, first_state
+from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own_state
 from undiffuse.sampling.dialogue import Arrival, Begin, OpenPlan
 from undiffuse.sampling.left_to_right import LeftToRight
 from undiffuse.sampling.parallel import check_parallel, walk_in_parallel
-from undiffuse.sampling.plan import Plan, Renoise, row_time
+from undiffuse.sampling.plan import Plan, Renoise
 from undiffuse.sampling.solver import NOTHING, Solver
-from undiffuse.sampling.upwards import upward_plan
 
 
 @dataclass(frozen=True)
@@ -103,37 +102,52 @@ def sample(
     if denoiser.needs_grad and torch.is_inference_mode_enabled():
         raise PlanError("this denoiser differentiates inside, which inference mode forbids; use torch.no_grad().")
     process = denoiser.process
-    _check_source(process, solver)
-    _check_reading(denoiser, solver)
-    _check_counting(solver, constraints)
-    x = _drawn(process, noise, shape, dtype) if start is None else _checked_start(process, start, shape, dtype)
+    check_solver(denoiser, solver, constraints)
+    x = drawn(process, noise, shape, dtype) if start is None else check_start(process, start, shape, dtype)
     if isinstance(solver, LeftToRight):
         if up or grad or trajectory or callback is not None or parallel is not None:
             raise PlanError("texts are written token after token: leave up, grad, trajectory, callback, parallel out.")
-        x = x if start is not None else _first_state(process, x, 1.0, constraints)
-        written, nfe = solver.write(denoiser, enter_all(constraints, x, 1.0, 0, noise), cond, noise)
-        check_result(written, process, nfe)
-        return SampleResult(written, nfe)
+        x = x if start is not None else first_state(process, x, 1.0, constraints)
+        return _written(denoiser, solver, x, cond, constraints, noise)
     if up and (start is None or constraints):
         raise PlanError("up=True walks from data to noise: give start, the state at the last time, and no constraints.")
-    if up:
-        plan: Plan | None = upward_plan(solver, process, grid)
-    else:
-        plan = None if grid is None or solver.reads_start else solver.prepare(process, grid, x, noise)
-    known_grid = plan.grid if plan is not None else None if grid is None else check_grid(grid)
-    first = 1.0 if known_grid is None else row_time(known_grid[0])
-    if start is None:
-        x = _first_state(process, x, first, constraints)
-    if plan is None:  # a solver that draws its own times, or counts masks, looks at what is known
-        x = enter_all(constraints, x, first, 0, noise)
-        plan = solver.prepare(process, grid, x, noise)
-    plan = plan.to(x)
+    plan, x = first_plan(process, solver, grid, x, constraints, noise, is_state=start is not None, up=up)
     if trajectory and isinstance(plan, OpenPlan):
         raise PlanError("samples of an adaptive solver have no common times; leave trajectory out or use a callback.")
-    if parallel is not None:
-        if grad or callback is not None:
-            raise PlanError("a run in parallel over time takes neither grad nor callback; leave parallel out.")
-        return _in_parallel(denoiser, plan, solver, x, cond, constraints, noise, parallel, parallel_tol, trajectory)
+    if parallel is None:
+        return _in_turn(denoiser, plan, solver, x, cond, constraints, noise, grad, callback, trajectory)
+    if grad or callback is not None:
+        raise PlanError("a run in parallel over time takes neither grad nor callback; leave parallel out.")
+    return _in_parallel(denoiser, plan, solver, x, cond, constraints, noise, parallel, parallel_tol, trajectory)
+
+
+def _written(
+    denoiser: Denoiser,
+    solver: LeftToRight,
+    x: Tensor,
+    cond: dict[str, Tensor] | None,
+    constraints: Sequence[Constraint],
+    noise: NoiseSource,
+) -> SampleResult:
+    """Write texts token after token."""
+    written, nfe = solver.write(denoiser, enter_all(constraints, x, 1.0, 0, noise), cond, noise)
+    check_result(written, denoiser.process, nfe)
+    return SampleResult(written, nfe)
+
+
+def _in_turn(
+    denoiser: Denoiser,
+    plan: Plan,
+    solver: Solver,
+    x: Tensor,
+    cond: dict[str, Tensor] | None,
+    constraints: Sequence[Constraint],
+    noise: NoiseSource,
+    grad: bool | Literal["checkpoint"],
+    callback: Callable[[Snapshot], None] | None,
+    trajectory: bool,
+) -> SampleResult:
+    """Take the steps of a plan one after the other; arguments as of `sample`."""
     denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
     ask: Callable[..., Any] = denoiser
     if grad == "checkpoint":
@@ -291,67 +305,6 @@ def _converse(
             if callback is not None:
                 callback(Snapshot(said.step, said.t, said.x, post))
             reply = own_state(answers.denoiser.process, said.x, post, said.t), post
-
-
-def _check_source(process: Any, solver: Solver) -> None:
-    """Refuse fresh noise where the noise that a denoiser knows is paired with data."""
-    if getattr(process, "source", "gaussian") == "data" and solver.stochastic:
-        raise PlanError(
-            "this model's noise is paired with its data (source='data'), so its paths have no stochastic form; use a "
-            "deterministic solver such as dpm++2m or euler."
-        )
-
-
-def _check_reading(denoiser: Denoiser, solver: Solver) -> None:
-    """Refuse to open masks in another order than the one that the network knows."""
-    if denoiser.causal != isinstance(solver, LeftToRight):
-        raise PlanError(
-            "this network reads from left to right; use solver=left-to-right."
-            if denoiser.causal
-            else "solver=left-to-right needs a network with a causal mask (model.causal=true); use another solver."
-        )
-
-
-def _check_counting(solver: Solver, constraints: Sequence[Constraint]) -> None:
-    """Refuse to count masks once where known tokens are masked anew in every step."""
-    if solver.reads_start and any(isinstance(constraint, Replacement) for constraint in constraints):
-        raise PlanError(
-            f"{type(solver).__name__} counts the masks of the start, and Replacement masks known tokens anew in every "
-            "step; use solver=ancestral with it, or Known, which is exact where the process is absorbing."
-        )
-
-
-def _drawn(
-    process: GaussianProcess | CategoricalProcess, noise: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """The random numbers that the first state is made of, in its shape."""
-    gaussian = isinstance(process, GaussianProcess)
-    return noise.normal("init", 0, shape, dtype) if gaussian else noise.uniform("init", 0, shape)
-
-
-def _first_state(
-    process: GaussianProcess | CategoricalProcess, drawn: Tensor, first: Time, constraints: Sequence[Constraint]
-) -> Tensor:
-    """The state of pure noise at the times `first`."""
-    given = [constraint.known for constraint in constraints if constraint.known is not None]
-    known = torch.stack(torch.broadcast_tensors(*given)).any(0) if given else None
-    if isinstance(process, GaussianProcess):
-        try:
-            return process.prior(drawn, first, known)
-        except ValueError as error:
-            raise PlanError(f"{error} Give start, the noisy data there.") from error
-    begun = torch.as_tensor(first) < 1
-    if bool(begun.any()) and (known is None or bool((align(begun.to(known.device), drawn) & ~known).any())):
-        raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
-    return process.prior(drawn)
-
-
-def _checked_start(
-    process: GaussianProcess | CategoricalProcess, start: Tensor, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    if tuple(start.shape[1:]) != tuple(shape):
-        raise PlanError(f"start has item shape {tuple(start.shape[1:])}; the model's items are {tuple(shape)}.")
-    return start if isinstance(process, CategoricalProcess) else start.to(dtype)
 
 
 def check_result(
