@@ -57,10 +57,10 @@ def test_many_features_of_few_items_fool_the_biased_estimator_alone():
     x, y = normal(24, 400), normal(24, 400, seed=1)  # independent
     assert cka(x, y) > 0.9
     assert abs(cka(x, y, unbiased=True)) < 0.15
-    batches = cka(x, y, unbiased=True, batch=8)
+    batches = cka(x, y, unbiased=True, minibatch=8)
     assert abs(batches) < 0.2
-    assert cka(x, x, unbiased=True, batch=8) == pytest.approx(1)
-    assert cka(x, y, unbiased=True, batch=24) == pytest.approx(cka(x, y, unbiased=True))
+    assert cka(x, x, unbiased=True, minibatch=8) == pytest.approx(1)
+    assert cka(x, y, unbiased=True, minibatch=24) == pytest.approx(cka(x, y, unbiased=True))
 
 
 def test_layers_are_compared_on_the_same_items_and_noise():
@@ -89,6 +89,6 @@ def test_what_has_no_answer_is_refused():
         with pytest.raises(ValueError, match=message):
             cka(*arguments)
     with pytest.raises(ValueError, match="use unbiased=True"):
-        cka(x, x, batch=3)
+        cka(x, x, minibatch=3)
     with pytest.raises(ValueError, match="3 items are too few"):
-        cka(x, x, unbiased=True, batch=3)
+        cka(x, x, unbiased=True, minibatch=3)

@@ -161,7 +161,7 @@ def test_buckets_from_training_to_samples_of_other_sizes(undiffuse: Command, tmp
     sampled(undiffuse)
     with Image.open("drawn/seed0-00001.png") as drawn:
         assert drawn.size == (16, 16)
-    assert undiffuse("sample", "run", "--size", "20").refuses("--size '20'", "HxW")
+    assert undiffuse("sample", "run", "--size", "20x").refuses("--size '20x'", "HxW")
     assert undiffuse("evaluate", "run", "-n", 8, "--steps", 2).code == 0
 
 
