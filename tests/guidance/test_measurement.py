@@ -13,7 +13,7 @@ from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
 from undiffuse.guidance.measurement import PiGDM, Proximal
 from undiffuse.noise import KeyedNoise
-from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.operators.diagonal import Diagonal, Identity, Mask
 from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.operators.sensing import Matrix
 from undiffuse.process.gaussian import GaussianProcess
@@ -210,6 +210,18 @@ def test_the_last_answer_of_diffpir_is_left_alone() -> None:
     x = normal(ROWS, D, seed=4)
     torch.testing.assert_close(wrapped(x, 0.01).mean, prior(x, 0.01).mean, rtol=0, atol=0)
     assert (wrapped(x, 0.02).mean - prior(x, 0.02).mean).abs().max() > 1e-6
+
+
+def test_the_noise_of_weak_directions_is_not_amplified_beyond_the_bound() -> None:
+    prior, _, _ = gaussian(process_of("vp"))
+    weak = Diagonal((D,), torch.full((D,), 1e-3, dtype=torch.float64))
+    x, y, std = normal(ROWS, D, seed=4), normal(ROWS, D, seed=5), 0.1
+    free, bounded = Proximal(prior, weak, y, std), Proximal(prior, weak, y, std, lam=2.0, most=3.0)
+    mean, rho = prior(x, 0.99).mean, 2.0 * std**2 / 3.0
+    torch.testing.assert_close(bounded(x, 0.99).mean, (1e-3 * y + rho * mean) / (1e-6 + rho))
+    assert free(x, 0.99).mean.std() > 10 * bounded(x, 0.99).mean.std()
+    per_row = bounded(x, torch.full((ROWS,), 0.99, dtype=torch.float64)).mean
+    torch.testing.assert_close(per_row, bounded(x, 0.99).mean)
 
 
 def test_gmres_solves_what_is_not_symmetric() -> None:

@@ -150,7 +150,7 @@ class PiGDM(Informed):
 
 
 class Proximal(MeasurementWrapper):
-    """The mean becomes argmin |y - A z|^2 + rho |z - mean|^2 with rho = lam sy^2 / s^2, s = sigma / alpha up to 100.
+    """The mean becomes argmin |y - A z|^2 + rho |z - mean|^2 with rho = lam sy^2 / s^2, s = sigma / alpha.
 
     That is the Gaussian posterior mean with prior N(mean, s^2 / lam). Nothing is differentiated.
 
@@ -158,6 +158,8 @@ class Proximal(MeasurementWrapper):
         denoiser, operator, y, noise_std: See `MeasurementWrapper`; the noise is floored at 2e-3 (1e-3 in [0, 1]).
         lam: Weight of the prior.
         until: At this time and below nothing is done, so that the last answer can be left as it is.
+        most: Largest s^2 taken. Without a bound near the variance of the data, directions that the operator hardly sees
+            take the noise of y many times amplified while there is much noise, and few steps do not lose it again.
 
     Source: Zhu et al. 2023, "Denoising diffusion models for plug-and-play image restoration", arXiv:2305.08995.
     """
@@ -170,11 +172,12 @@ class Proximal(MeasurementWrapper):
         noise_std: float,
         lam: float = 1.0,
         until: float = 0.0,
+        most: float = _MOST_VARIANCE,
     ) -> None:
         if not lam > 0:
             raise ValueError(f"lam={lam} must be positive.")
         super().__init__(denoiser, operator, y, max(noise_std, 2e-3))
-        self.lam, self.until = lam, until
+        self.lam, self.until, self.most = lam, until, most
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
         """Fit the answer's mean to the measurement."""
@@ -183,7 +186,7 @@ class Proximal(MeasurementWrapper):
             return post
         operator, y, std = self.measured(x)
         alpha, sigma = self.process.coefficients(t, x)
-        rho = self.lam * std**2 / _at_most(sigma**2, alpha**2)
+        rho = self.lam * std**2 / _at_most(sigma**2, alpha**2, self.most)
         mean = cast("LinearOperator", operator).prox(post.mean, y, rho)
         if isinstance(t, Tensor) and self.until > 0:
             mean = torch.where(_later(t, self.until, x), mean, post.mean)
@@ -205,12 +208,12 @@ def _positive(value: Coefficient) -> Coefficient:
     return value.clamp(min=_LEAST_VARIANCE) if isinstance(value, Tensor) else max(value, _LEAST_VARIANCE)
 
 
-def _at_most(square: Coefficient, by: Coefficient) -> Coefficient:
-    """Return square / by, kept within (0, `_MOST_VARIANCE`]: schedules without signal at t = 1 would leave no prior."""
+def _at_most(square: Coefficient, by: Coefficient, most: float) -> Coefficient:
+    """Return square / by, kept within (0, most]: schedules without signal at t = 1 would leave no prior."""
     if not isinstance(square, Tensor) and not isinstance(by, Tensor):
-        return max(min(square / by if by else _MOST_VARIANCE, _MOST_VARIANCE), _LEAST_VARIANCE)
+        return max(min(square / by if by else most, most), _LEAST_VARIANCE)
     ratio = torch.as_tensor(square) / torch.as_tensor(by).clamp(min=_LEAST_VARIANCE)
-    return ratio.clamp(_LEAST_VARIANCE, _MOST_VARIANCE)
+    return ratio.clamp(_LEAST_VARIANCE, most)
 
 
 def _later(t: Tensor, until: float, x: Tensor) -> Tensor:

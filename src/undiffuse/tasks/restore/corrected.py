@@ -22,6 +22,7 @@ from undiffuse.tasks.restore.walk import grid_of, walk
 
 LEAST_NOISE = 1e-2
 """Least noise of y, as a share of the data's standard deviation, of methods that divide by it."""
+_MOST_VARIANCE = 4.0  # of x_0 given x_t over that of the data, for the proximal step of DiffPIR
 _TRAVELS = 40  # evaluations from which MMPS goes each part of the way twice
 
 
@@ -198,7 +199,7 @@ class DiffPIRRestorer(Corrected):
     """Plug-and-play restoration; see `guidance.measurement.Proximal`.
 
     Args:
-        lam: Weight of the prior; 1 takes s^2 for the variance of x_0 given x_t.
+        lam: Weight of the prior; 1 takes s^2, up to 4 times the data's variance, for the variance of x_0 given x_t.
         zeta: Share of the noise's variance that is fresh; None: 0.3 where the measurement says something about every
             element, else 0.6.
     """
@@ -216,7 +217,9 @@ class DiffPIRRestorer(Corrected):
         process = problem.denoiser.process
         assert isinstance(process, GaussianProcess)
         last = process.schedule.t_min
-        return Proximal(problem.denoiser, problem.operator, problem.y, problem.noise_std, self.lam, until=last)
+        most = _MOST_VARIANCE * problem.data_var
+        told = (problem.operator, problem.y, problem.noise_std)
+        return Proximal(problem.denoiser, *told, self.lam, until=last, most=most)
 
     def rule(self, problem: Problem) -> Solver:
         """Return DDIM with a share of fresh noise in every step."""
