@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from undiffuse.cli.match import Alpha, Cond, Dino, DinoSize, Draws, Layer, Method, ModelName, Pca, Size, Time
-from undiffuse.cli.shared import Device, Json, Seed
+from undiffuse.cli.shared import Device, Json, Load, Seed
 
 EPILOG = """\b
 Examples:
@@ -19,7 +19,20 @@ Examples:
 """
 SECTIONS = {
     "The pairs": ("layout", "split", "category", "per_category"),
-    "Features": ("model", "dino", "features", "alpha", "layer", "t", "draws", "cond", "size", "dino_size", "pca"),
+    "Features": (
+        "model",
+        "load",
+        "dino",
+        "features",
+        "alpha",
+        "layer",
+        "t",
+        "draws",
+        "cond",
+        "size",
+        "dino_size",
+        "pca",
+    ),
     "What counts": ("method", "size_of", "at", "average"),
 }
 
@@ -62,6 +75,7 @@ def bench_match(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("bench-match"),
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Measure how well features correspond: PCK with intervals over pairs, beside the position alone.
@@ -82,7 +96,7 @@ def bench_match(
     words |= {"dino_size": dino_size, "method": method, "seed": seed}
     choices = _choices(features, alpha, model, dino)
     thresholds = None if at is None else read_numbers(at, "--at")
-    found = None if model is None else find_model(model, device).model
+    found = None if model is None else find_model(model, device, load=load).model
     with output.progress() as listener:
         result = measure(
             found,

@@ -10,7 +10,7 @@ import typer
 
 from undiffuse.cli.compose_tasks import WORDS, Count, Template, Times
 from undiffuse.cli.judging import Questions, Spacing
-from undiffuse.cli.shared import Device, Json, ModelName, Resize, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Resize, Seed
 
 EPILOG = f"""{WORDS}
 \b
@@ -40,6 +40,7 @@ def learn_weights(
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("weights.json"),
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Learn how much each noise level shall count, from a few labelled items, and test it on items held out.
@@ -54,7 +55,7 @@ def learn_weights(
 
     output = Output(json)
     polynomial = _degree(degree, times)
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     chosen = open_tasks([task], found, n, seed)
     if len(chosen) != 1:
         names = ", ".join(part.name for part in chosen)

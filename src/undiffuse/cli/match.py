@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Seed
+from undiffuse.cli.shared import Device, Json, Load, Seed
 
 if TYPE_CHECKING:
     from undiffuse.cli.output import Output
@@ -24,7 +24,20 @@ Points are lines x,y in pixels, (0, 0) is the middle of the first one; a third c
 """
 SECTIONS = {
     "What to match": ("points", "dense", "swap", "mask", "target_mask", "start"),
-    "Features": ("model", "dino", "features", "alpha", "layer", "t", "draws", "cond", "size", "dino_size", "pca"),
+    "Features": (
+        "model",
+        "load",
+        "dino",
+        "features",
+        "alpha",
+        "layer",
+        "t",
+        "draws",
+        "cond",
+        "size",
+        "dino_size",
+        "pca",
+    ),
     "How a match is chosen": ("method", "cells", "mutual", "ratio"),
 }
 
@@ -112,6 +125,7 @@ def match(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("matched"),
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Find points of one picture in others, without training, by features of a diffusion model, DINO, or pixels.
@@ -128,6 +142,7 @@ def match(
     found, matcher, condition = open_matcher(
         model,
         device,
+        load=load,
         refines=swap,
         features=features,
         alpha=alpha,
@@ -161,7 +176,7 @@ def match(
 
 
 def open_matcher(
-    name: str | None, device: str, *, cond: list[str] | None, refines: bool, **words: Any
+    name: str | None, device: str, *, load: list[str] | None, cond: list[str] | None, refines: bool, **words: Any
 ) -> tuple[Model | None, Matcher, dict[str, Any] | None]:
     """Return the model, the matcher and the condition that words of the command line ask for.
 
@@ -179,7 +194,7 @@ def open_matcher(
     options = MatchOptions(**read_options(words))
     if "diffusion" in options.sources and name is None:
         raise ValueError("diffusion features need a model; give --model, or --features dino, patch or position.")
-    model = None if name is None else find_model(name, device).model
+    model = None if name is None else find_model(name, device, load=load).model
     condition = read_condition(cond, model)
     for_features = None if refines and "diffusion" not in options.sources else condition
     return model, Matcher(model, replace(options, cond=for_features), device=choose_device(device)), condition

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.features import read_layers, read_times
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.cli.places import Found
@@ -70,6 +70,7 @@ def probe(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Train a small head on frozen features, beside the baselines, and write the probe with a report.
@@ -88,7 +89,7 @@ def probe(
     output = Output(json)
     options = asdict(resolve(HeadOptions, {"head": head, "epochs": epochs, "seed": seed}, head_option or []))
     seed = options.pop("seed")
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     learned, judged = read_split(found.model, data, _options(found, data, holdout, label_column), n=n, seed=seed)
     output.say(f"{len(learned)} items to learn from, {len(judged)} that judge")
     with output.progress() as listener:
