@@ -7,7 +7,20 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from undiffuse.cli.match import Alpha, Cond, Dino, DinoSize, Draws, Layer, Method, ModelName, Pca, Size, Time
+from undiffuse.cli.match import (
+    FEATURES,
+    Alpha,
+    Cond,
+    Dino,
+    DinoSize,
+    Draws,
+    Layer,
+    Method,
+    ModelName,
+    Pca,
+    Size,
+    Time,
+)
 from undiffuse.cli.shared import Device, Json, Load, Seed
 
 EPILOG = """\b
@@ -19,20 +32,7 @@ Examples:
 """
 SECTIONS = {
     "The pairs": ("layout", "split", "category", "per_category"),
-    "Features": (
-        "model",
-        "load",
-        "dino",
-        "features",
-        "alpha",
-        "layer",
-        "t",
-        "draws",
-        "cond",
-        "size",
-        "dino_size",
-        "pca",
-    ),
+    "Features": FEATURES,
     "What counts": ("method", "size_of", "at", "average"),
 }
 

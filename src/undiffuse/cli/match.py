@@ -22,22 +22,12 @@ Examples:
   undiffuse match cat.png dog.png --swap --mask cat-mask.png --target-mask dog-mask.png --model FOLDER
 Points are lines x,y in pixels, (0, 0) is the middle of the first one; a third column names them.
 """
+FEATURES = tuple(
+    ["model", "load", "dino", "features", "alpha", "layer", "t", "draws", "cond", "size", "dino_size", "pca"]
+)
 SECTIONS = {
     "What to match": ("points", "dense", "swap", "mask", "target_mask", "start"),
-    "Features": (
-        "model",
-        "load",
-        "dino",
-        "features",
-        "alpha",
-        "layer",
-        "t",
-        "draws",
-        "cond",
-        "size",
-        "dino_size",
-        "pca",
-    ),
+    "Features": FEATURES,
     "How a match is chosen": ("method", "cells", "mutual", "ratio"),
 }
 
