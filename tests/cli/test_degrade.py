@@ -109,6 +109,7 @@ def test_the_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
         (("photos/a.png", "--mask", "photos/deep/b.png"), "neither 0 (missing) nor 1 (known)"),
         (("photos/a.png", "--mask", "m.png", "--operator", "downsample:2"), "--mask has no use"),
         (("photos/a.png", "--noise", "gaussian:-1"), "std=-1.0 of gaussian noise must be above 0"),
+        (("photos/a.png", "--noise", "laplace:7"), "b=7 of laplace noise is more than the whole range"),
         (("alpha.png",), "has an alpha channel; --channels rgb"),
         (("nan.npy",), "has 3 values that are not finite"),
         (("big.npy",), "say their range, for example --range 0,"),
@@ -133,3 +134,27 @@ def test_what_cannot_be_measured_is_one_line(
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_photographs_to_try_it_on(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    code, out, err = asked(
+        capsys, "photographs/coffee", "photographs/camera.png", "--operator", "downsample:4", "--json"
+    )
+    assert code == 0, err
+    coffee, camera = json.loads(out)["items"]
+    assert coffee["shape"] == [3, 100, 150] and camera["shape"] == [1, 128, 128]
+    assert Path("degraded/coffee.safetensors").exists() and Path("degraded/camera.png").exists()
+    code, _, err = asked(capsys, "photographs/chelsae")
+    assert code == 1 and "did you mean chelsea?" in err and "\n" not in err.strip()
+    assert (
+        asked(capsys, "photographs/cats/chelsea")[2].strip()
+        == "error: there is no file or folder photographs/cats/chelsea."
+    )
+
+
+def test_a_folder_called_photographs_is_that_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").rename("photographs")
+    found = json.loads(asked(capsys, "photographs", "--operator", "downsample:2", "--json")[1])
+    assert [item["source"] for item in found["items"]] == ["photographs/a.png", "photographs/deep/b.png"]
+    assert "no file or folder photographs/chelsea" in asked(capsys, "photographs/chelsea")[2]

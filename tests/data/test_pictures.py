@@ -15,6 +15,8 @@ from tests.data.files import BROKEN, deep_colour_png, encoded, make_zip, pixels,
 from undiffuse.data import DataOptions, TensorDataset, open_data, split
 from undiffuse.data.listing import folder_classes
 from undiffuse.errors import DataError
+from undiffuse.images import photograph, read_image
+from undiffuse.images.photographs import PHOTOGRAPHS
 from undiffuse.spec import DataSpec
 
 
@@ -328,3 +330,18 @@ def test_options_for_other_kinds_of_data_are_refused(tmp_path: Path):
     fill(tmp_path, 2)
     with pytest.raises(DataError, match=r"data\.length=7 has no use for pictures"):
         opened(tmp_path, length=7)
+
+
+def test_the_photographs_of_scikit_image() -> None:
+    skimage = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    found = open_data("photographs", DataOptions(size=300, channels="rgb", resize="stretch", holdout=0))
+    assert len(found) == len(PHOTOGRAPHS) and found.spec.shape == (3, 300, 300)
+    cat = read_image(photograph("chelsea"))
+    np.testing.assert_array_equal(cat, skimage.chelsea())
+    assert cat.shape == (300, 451, 3)
+
+
+def test_photographs_without_scikit_image_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undiffuse.images.photographs.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install scikit-image"):
+        open_data("photographs")

@@ -9,15 +9,18 @@ from torch import Tensor
 from tests.oracles.continuous import process_of
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
+from undiffuse.denoisers.posterior import Posterior
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
-from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
+from undiffuse.guidance.covariance import JFPS, MMPS, TMPD, kept_near
 from undiffuse.guidance.measurement import PiGDM, Proximal
+from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Diagonal, Identity, Mask
 from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.operators.sensing import Matrix
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
+from undiffuse.process.times import Time
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.loop import sample
 
@@ -128,6 +131,38 @@ def test_conjugate_gradients_stop_where_the_matrix_is_no_covariance() -> None:
     found = conjugate_gradient(lambda v: (matrix @ v[..., None])[..., 0], b, iterations=3, tol=0.0, least=0.05)
     torch.testing.assert_close(found[0], 1 / matrix[0].diagonal())
     assert torch.equal(found[1], torch.zeros(3).double())  # the first direction has a curvature of -3.8
+
+
+def test_shifts_that_leave_the_measurement_are_cut_down() -> None:
+    operator, residual = Matrix((D,), normal(3, D, seed=3)), normal(3, 3, seed=5)
+    back = operator.pinv(residual)
+    given = torch.stack([0.7 * back[0], 50.0 * back[1], -3.0 * back[2]])
+    found = kept_near(given, operator, residual, 0.1)
+    assert torch.equal(found[0], given[0])  # it fits better than none
+    torch.testing.assert_close(operator(found)[1], residual[1])  # the right way, fifty times too far
+    assert torch.equal(found[2], torch.zeros(D).double())  # the wrong way
+
+
+def test_a_derivative_that_is_no_covariance_never_drives_mmps_away_from_y() -> None:
+    class Skewed(Denoiser):
+        """Linear, with a derivative that is neither symmetric nor definite."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.process = process_of("vp")
+            self.slope = normal(D, D, seed=7)
+
+        def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> Posterior:
+            return Posterior(x @ self.slope.T)
+
+    prior, operator = Skewed(), Matrix((D,), normal(3, D, seed=3))
+    x, y = normal(40, D, seed=4), normal(40, 3, seed=6)
+    before = (y - operator(prior(x, 0.9).mean)).norm(dim=1)
+    wrapped = MMPS(prior, operator, y, 0.05)
+    answer = prior.linearise(x, 0.9)
+    raw = wrapped.gain(operator, answer, 0.05, y - operator(answer.post.mean))
+    assert ((y - operator(answer.post.mean + raw)).norm(dim=1) > 2 * before).any()
+    assert ((y - operator(wrapped(x, 0.9).mean)).norm(dim=1) <= before * (1 + 1e-9)).all()
 
 
 def test_tmpd_divides_by_the_diagonal() -> None:

@@ -18,15 +18,21 @@ def find_files(paths: Sequence[Path], suffixes: Collection[str], what: str) -> l
     """Return files in order, each with a name: its place in its folder without the suffix; see `different`.
 
     Args:
-        paths: Files, taken as they are, and folders, searched through for files that end in `suffixes`.
+        paths: Files, taken as they are, and folders, searched through for files that end in `suffixes`; photographs,
+            and photographs/chelsea, stand for those of scikit-image.
         suffixes: In lower case.
         what: What is looked for, for people.
 
     Raises:
         DataError: A path is missing, or a folder has nothing of the kind.
     """
+    from undiffuse.images.photographs import on_shelf, photograph
+
     found: list[tuple[Path, str]] = []
     for path in paths:
+        if shelf := on_shelf(path):
+            found.extend((photograph(name), name) for name in shelf)
+            continue
         if not path.exists():
             raise DataError(f"there is no file or folder {path}.")
         if not path.is_dir():
@@ -58,7 +64,10 @@ def read_picture(path: Path, spec: DataSpec) -> Tensor:
     import torch
 
     from undiffuse.images import read_image
+    from undiffuse.images.photographs import on_shelf, photograph
 
+    for name in on_shelf(path):
+        path = photograph(name)
     channels: Any = {1: "grey", 3: "rgb", 4: "rgba"}.get(spec.channels, "auto")
     low, high = spec.range or (-1.0, 1.0)
     return torch.from_numpy(read_image(path, channels)).permute(2, 0, 1) * ((high - low) / 255.0) + low

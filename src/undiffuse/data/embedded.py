@@ -10,8 +10,10 @@ from importlib import resources
 import numpy as np
 
 from undiffuse.data.arrays import make_array_dataset
-from undiffuse.data.dataset import TensorDataset
+from undiffuse.data.dataset import IndexedDataset, TensorDataset
+from undiffuse.data.listing import list_photographs
 from undiffuse.data.options import DataOptions
+from undiffuse.data.pictures import open_pictures
 from undiffuse.data.synthetic import limited, load_digits, open_moving_digits, open_waves
 from undiffuse.data.text import TextDataset, open_text
 from undiffuse.spec import DataSpec
@@ -20,7 +22,7 @@ _POINTS = 20_000
 _DIGITS_HELD_OUT = 400  # of 1797, as the figures of the documentation are measured
 
 
-def open_embedded(source: str, options: DataOptions, spec: DataSpec | None = None) -> TensorDataset | TextDataset:
+def open_embedded(source: str, options: DataOptions, spec: DataSpec | None = None) -> IndexedDataset | TextDataset:
     """Return the data set of a name in `EMBEDDED`.
 
     Raises:
@@ -72,11 +74,17 @@ def _open_prose(options: DataOptions, spec: DataSpec | None) -> TextDataset:
         return open_text(path, options, spec)
 
 
-EMBEDDED: dict[str, Callable[[DataOptions, DataSpec | None], TensorDataset | TextDataset]] = {
+def _open_photographs(options: DataOptions, spec: DataSpec | None) -> IndexedDataset:
+    """Return the photographs of scikit-image, a handful of different sizes, where it is installed."""
+    return open_pictures(list_photographs(), options, spec)
+
+
+EMBEDDED: dict[str, Callable[[DataOptions, DataSpec | None], IndexedDataset | TextDataset]] = {
     "digits": _open_digits,
     "moons": _points("moons", moons),
     "mixture3": _points("mixture3", mixture3),
     "prose": _open_prose,
+    "photographs": _open_photographs,
     "video-digits": open_moving_digits,
     "waves": open_waves,
 }

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from undiffuse.errors import DataError
+from undiffuse.images.photographs import PHOTOGRAPHS, photograph
 from undiffuse.images.read import PICTURE_SUFFIXES, UnreadablePicture
 
 _LARGEST_MEMBER = 1 << 28  # bytes; no picture file is larger, but the member of a zip bomb may be
@@ -75,6 +76,16 @@ def list_zip(path: Path) -> Listing:
 def list_file(path: Path) -> Listing:
     """List a single picture."""
     return Listing(str(path), (path.name,), (), lambda _: open(path, "rb"))
+
+
+def list_photographs() -> Listing:
+    """List the photographs of scikit-image.
+
+    Raises:
+        DataError: It is not installed, or holds other ones.
+    """
+    files = {path.name: path for path in map(photograph, PHOTOGRAPHS)}
+    return Listing("scikit-image's photographs", tuple(files), (), lambda name: files[name].open("rb"))
 
 
 def folder_classes(names: Sequence[str], known: tuple[str, ...] = ()) -> list[str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from undiffuse.data.arrays import ARRAY_SUFFIXES, TABLE_SUFFIXES, open_array
 from undiffuse.data.categories import looks_like_categories, open_categories
-from undiffuse.data.dataset import Dataset, IndexedDataset, TensorDataset
+from undiffuse.data.dataset import Dataset, IndexedDataset
 from undiffuse.data.embedded import EMBEDDED, open_embedded
 from undiffuse.data.hub import HUB, is_table, open_hub
 from undiffuse.data.listing import Listing, list_file, list_folder, list_zip
@@ -116,7 +116,7 @@ def _similar(path: Path) -> str:
     return f" (did you mean {near[0] if near[0] in EMBEDDED else path.parent / near[0]}?)" if near else ""
 
 
-def _with_shadow_note(dataset: TensorDataset | TextDataset, source: str) -> TensorDataset | TextDataset:
+def _with_shadow_note(dataset: IndexedDataset | TextDataset, source: str) -> IndexedDataset | TextDataset:
     if not Path(source).exists():
         return dataset
     note = f"warning: {source!r} means the built-in data; write ./{source} for the file or folder of that name"

@@ -2,6 +2,11 @@ r"""Wrappers that correct the mean with the posterior's own covariance V = (sigm
 
 For Gaussian x_0 given x_t the corrected mean is exact: mean + V A^T (A V A^T + sy^2)^-1 (y - A mean). MMPS solves the
 system by Krylov iterations, TMPD takes its diagonal, JFPS takes V from a fixed covariance of the data.
+
+A network's V is the derivative times sigma^2 / alpha, so where there is much noise a small error of the derivative is a
+large one of V, and a single step can throw a sample out of the data for good. A true covariance never moves the mean
+away from y: the residual afterwards is sy^2 (A V A^T + sy^2)^-1 times the one before. So MMPS cuts a shift that makes
+it longer down to where it fits y best (`kept_near`).
 """
 
 from __future__ import annotations
@@ -14,13 +19,13 @@ from torch import Tensor
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.linearised import Linearised
 from undiffuse.denoisers.posterior import AnyPosterior, Posterior
-from undiffuse.guidance.measurement import Informed, MeasurementWrapper
+from undiffuse.guidance.measurement import Informed, MeasurementWrapper, inner
 from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.base import LinearOperator
 from undiffuse.operators.krylov import conjugate_gradient, gmres
 from undiffuse.process.gaussian import fit
-from undiffuse.process.times import Time
+from undiffuse.process.times import Time, align
 
 _ROUNDED = 0.5  # of sy^2: no rounding makes a curvature that small
 
@@ -59,7 +64,7 @@ class MMPS(Informed):
         operator, y, std = self.measured(x)
         linear = cast(LinearOperator, operator)
         residual = y - linear(answer.post.mean)
-        return self.gain(linear, answer, std, residual)
+        return kept_near(self.gain(linear, answer, std, residual), linear, residual, std)
 
     def gain(self, operator: LinearOperator, answer: Linearised, std: float | Tensor, residual: Tensor) -> Tensor:
         """Return V A^T (A V A^T + sy^2)^-1 residual, (B, *)."""
@@ -183,6 +188,24 @@ class JFPS(MeasurementWrapper):
         a, s = levels
         inside = v.flatten(1) @ basis * (variances * s**2 / (a**2 * variances + s**2))
         return (inside @ basis.T).reshape(v.shape)
+
+
+def kept_near(shift: Tensor, operator: LinearOperator, residual: Tensor, std: float | Tensor) -> Tensor:
+    """Return shifts that make no residual longer, in units of its noise: c shift with the c in [0, 1] that fits best.
+
+    Rows whose residual does not grow are left as they are, bit for bit.
+
+    Args:
+        shift: Of the mean, (B, *).
+        operator: A.
+        residual: y - A mean, (B, *out_shape).
+        std: Noise of y.
+    """
+    weight = 1 / std if isinstance(std, Tensor) else 1.0
+    before, along = weight * residual, weight * operator(shift)
+    grown = inner(before - along, before - along) > inner(before, before)
+    best = (inner(before, along) / inner(along, along).clamp(min=torch.finfo(along.dtype).tiny)).clamp(0.0, 1.0)
+    return align(torch.where(grown, best, 1.0), shift) * shift
 
 
 def _units(y: Tensor) -> list[Tensor]:

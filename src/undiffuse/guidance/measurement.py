@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _LEAST_VARIANCE = 1e-20  # in place of 0 where an element carries no noise, and so is not moved
 
 _MOST_VARIANCE = 1e4  # of x_0 given x_t, as far as a prior of data of variance 1 needs
+LEAST_TAKEN = 2e-3
+"""Least noise of y that `Proximal` takes, model units: 1e-3 of the range [0, 1], as published."""
 
 
 class MeasurementWrapper(Wrapper):
@@ -128,11 +130,11 @@ class PiGDM(Informed):
         """Return c of each row, at most 1, (B, 1, ...)."""
         operator, y, std = self.measured(x)
         variance = posterior_variance(self.process, x, t, self.data_var)
-        taken = _inner(back, variance * back)
-        excess = (_inner(back, moved) - taken).clamp(min=0)
+        taken = inner(back, variance * back)
+        excess = (inner(back, moved) - taken).clamp(min=0)
         if operator.linear and (isinstance(std, Tensor) or std > 0):
             rest = y - operator(mean) - operator(variance * back)  # sy^2 e
-            taken = taken + _inner(rest, rest / torch.as_tensor(std, dtype=y.dtype).clamp(min=_LEAST_VARIANCE) ** 2)
+            taken = taken + inner(rest, rest / torch.as_tensor(std, dtype=y.dtype).clamp(min=_LEAST_VARIANCE) ** 2)
         total = taken + excess
         return align(torch.where(total > 0, taken / torch.where(total > 0, total, 1.0), 1.0), mean)
 
@@ -176,7 +178,7 @@ class Proximal(MeasurementWrapper):
     ) -> None:
         if not lam > 0:
             raise ValueError(f"lam={lam} must be positive.")
-        super().__init__(denoiser, operator, y, max(noise_std, 2e-3))
+        super().__init__(denoiser, operator, y, max(noise_std, LEAST_TAKEN))
         self.lam, self.until, self.most = lam, until, most
 
     def posterior(self, x: Tensor, t: Time, cond: Embedded | None) -> AnyPosterior:
@@ -199,7 +201,7 @@ def posterior_variance(process: GaussianProcess, x: Tensor, t: Time, data_var: f
     return _positive(data_var * sigma**2 / (sigma**2 + alpha**2 * data_var))
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products of the rows, (B,)."""
     return (a * b).flatten(1).sum(1)
 

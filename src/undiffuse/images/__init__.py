@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         "film_strips": "undiffuse.images.views:film_strips",
         "image_grid": "undiffuse.images.grid:image_grid",
         "movie_grid": "undiffuse.images.views:movie_grid",
+        "photograph": "undiffuse.images.photographs:photograph",
         "read_image": "undiffuse.images.read:read_image",
         "read_recipe": "undiffuse.images.write:read_recipe",
         "slices": "undiffuse.images.views:slices",
