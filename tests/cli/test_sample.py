@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from undiffuse.cli import places
-from undiffuse.cli.asking import given, read_interval, read_options, read_tol
+from undiffuse.cli.asking import given, read_grid, read_interval, read_options, read_tol
 from undiffuse.cli.main import run
 from undiffuse.cli.sample import folder_name, read_conditions, state_dtype, weight_dtype
 from undiffuse.cli.saving import save_samples
@@ -104,6 +104,15 @@ def test_guidance_and_solver_settings_are_read_and_left_out_where_not_given():
 def test_an_interval_is_two_numbers(text: str):
     with pytest.raises(ValueError, match="write LOW,HIGH"):
         read_interval(text)
+
+
+def test_a_grid_is_a_name_or_times():
+    assert [read_grid(text) for text in (None, "karras", "logsnr:-4:3", "1,0.5,0")] == [
+        None, "karras", "logsnr:-4:3", [1.0, 0.5, 0.0]
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no list of times"):
+        read_grid("1,half,0")
+    assert folder_name(0, [], [], {"grid": [1.0, 0.5, 0.0]}) == "samples-seed0-grid1-0.5-0"
 
 
 @pytest.mark.parametrize("text", ["eta", "eta=", "=1"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distillation.exact import Tilted, exact_map, expected_gradient
 from tests.oracles.continuous import normals, process_of
 from undiffuse.denoisers.flow_map import FlowMap, GaussianFlowMap
 from undiffuse.denoisers.mixture import GaussianDenoiser
@@ -126,6 +127,20 @@ def test_consistency_training_errs_by_the_square_of_the_step() -> None:
         apart = flow_map(advance(teacher, x, t, s, None), s, 0.002) - flow_map(x, t, 0.002)
         errors.append(float(apart.square().mean().sqrt()))
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.4) and errors[1] / errors[2] == pytest.approx(4, abs=0.2)
+
+
+def test_consistency_training_has_no_expected_gradient_at_the_exact_map() -> None:
+    """Within 3.5 standard errors in 5 directions (false alarm 0.2 %): so many levels err by far less than that."""
+    options = ConsistencyOptions(first_levels=1000, last_levels=1000)
+    held = Tilted(exact_map("rf"))
+    held.end, held.start = consistency_times(held.process.schedule, options)
+    loss = Consistency(held, options, steps=10)
+    mean, error = expected_gradient(loss, held)
+    assert bool((mean.abs() < 3.5 * error).all()), mean / error
+    with torch.no_grad():
+        held.tilt += 0.1
+    mean, error = expected_gradient(loss, held, batches=10)
+    assert float((mean / error).abs().max()) > 10, mean / error
 
 
 def test_consistency_distillation_makes_heun_steps() -> None:

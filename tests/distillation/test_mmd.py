@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def shift(denoiser: nn.Module, direction: Tensor, by: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize(("prediction", "solver"), [("v", "ddim"), ("data", "dpm++2m"), ("noise", "heun")])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "heun"])
+@pytest.mark.parametrize("prediction", ["v", "data", "noise"])
 def test_the_gradient_through_the_sampler_is_that_of_finite_differences(prediction, solver, steps):
     denoiser = mlp_denoiser(prediction).double()
     loss = objective(denoiser, solver, steps)
@@ -354,6 +356,35 @@ def test_one_step_of_an_affine_denoiser_learns_mean_and_spread(kernel, std_error
     torch.testing.assert_close(found[0], mean, rtol=0.03, atol=0.03)
     if std_error is not None:
         torch.testing.assert_close(found[1], std, rtol=std_error, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((1.0, -2.0), (0.5, 2.0)), ((1.0, -2.0), (0.1, 0.1)), ((1.0, -2.42), (0.5, 1.57))]
+)
+def test_the_cubic_loss_of_an_affine_denoiser_is_that_of_moments(mean, std):
+    """One step from pure noise draws N(b, diag(w^2)); 100 batches, 4 standard errors. The last is in the valley of
+    equal third moments along which a fit by this kernel runs."""
+    denoiser, centre, spread = Affine(), torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    with torch.no_grad():
+        denoiser.b.copy_(torch.tensor(mean))
+        denoiser.w.copy_(torch.tensor(std))
+    loss, values = objective(denoiser, "ddim", 1, kernel="cubic", checkpoint=False), []
+    for k in range(100):
+        noise = KeyedNoise(0, range(64 * k, 64 * k + 64))
+        corrupted = loss.prepare(denoiser, {"x": centre + spread * noise.normal("data", 0, (2,))}, noise, 64)
+        with torch.no_grad():
+            values.append(loss.score(denoiser, corrupted).per_sample.mean().double())
+    found, own, real = torch.stack(values), _moments(denoiser.b, denoiser.w), _moments(centre, spread)
+    exact = sum(math.comb(3, j + 1) / 2 ** (j + 1) * float((own[j] - real[j]).square().sum()) for j in range(3))
+    assert abs(float(found.mean()) - exact) < 4 * float(found.std()) / 100**0.5
+
+
+def _moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """E[x], E[x x] and E[x x x] of N(mean, diag(std^2))."""
+    m, cov = mean.detach().double(), torch.diag(std.detach().double() ** 2)
+    mixed = torch.einsum("a,bc->abc", m, cov)
+    third = torch.einsum("a,b,c->abc", m, m, m) + mixed + mixed.permute(1, 0, 2) + mixed.permute(2, 1, 0)
+    return m, torch.outer(m, m) + cov, third
 
 
 def test_what_cannot_be_tuned_is_refused():

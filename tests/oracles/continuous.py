@@ -40,6 +40,7 @@ CONTINUOUS_SOLVERS: dict[str, Solver] = {
     "unipc-3": make_solver("unipc-3"),
     "unipc-3 noise": make_solver("unipc-3", form="noise", variant="bh1"),
     "dpm-solver-2": make_solver("dpm-solver-2", r=0.6),
+    "dpm2-ancestral": make_solver("dpm2-ancestral"),
     "dpm-solver-3": make_solver("dpm-solver-3"),
     "dpm++2s": make_solver("dpm++2s"),
     "dpm++3s": make_solver("dpm++3s", published="diffusers"),

@@ -191,8 +191,9 @@ def reference_end(denoiser: Denoiser, x: Tensor, steps: int = 600) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reference() -> tuple[MixtureDenoiser, Tensor, Tensor]:
+    """With the table's own 64 starting points; see `test_multistep`."""
     denoiser = spec_mixture(process_of("vp"))
-    x = normals(64, 2, seed=5)
+    x = normals(64, 2, seed=0)
     return denoiser, x, reference_end(denoiser, x)
 
 
@@ -217,8 +218,7 @@ def test_solvers_converge_at_their_order_with_the_spec_table_s_errors(
         for n in STEPS
     ]
     assert abs(slope(errors, STEPS[-1] / STEPS[0]) - order) < 0.25, errors
-    # 64 other starting points than the table's: the same size within a factor of 2.
-    assert all(0.5 < found / told < 2 for found, told in zip(errors, published, strict=True)), errors
+    assert all(1 / 1.5 < found / told < 1.5 for found, told in zip(errors, published, strict=True)), errors
 
 
 @pytest.mark.parametrize("name", [pytest.param("rf", marks=pytest.mark.slow), "ve"])

@@ -14,6 +14,7 @@ from undiffuse.noise import InjectedNoise, KeyedNoise
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.sampling.registry import make_solver
+from undiffuse.sampling.solver import NOTHING
 
 
 def levels(process: GaussianProcess, t: float) -> tuple[float, float]:
@@ -154,3 +155,21 @@ def test_annealed_langevin_reaches_the_law_with_enough_updates() -> None:
         streams = [("langevin", k) for k in range(10 * updates)]
         found.append(variance_error("annealed-langevin", 10, streams, updates=updates))
     assert found[1] < 0.1 * found[0]
+
+
+@pytest.mark.parametrize("size", [0.2, 1.5])
+def test_langevin_steps_widen_a_normal_law_by_a_known_factor(size: float) -> None:
+    """A step is z <- p z + r xi; for N(0, V) the variance that it keeps is V / (1 - a / (4 V)) with a = size rho^2."""
+    process, v = process_of("ve"), 0.7
+    white = GaussianDenoiser(torch.zeros(1).double(), v * torch.eye(1).double(), process)
+    grid = process.schedule.time(-torch.log(torch.tensor([1.3, 0.9], dtype=torch.float64)))
+    rule = make_solver("annealed-langevin", updates=2, size=size)
+    stage, t = rule.plan(process, grid).entries[0], float(grid[0])
+
+    def moved(z: float, xi: float) -> float:
+        x = torch.full((1, 1), z, dtype=torch.float64)
+        return float(rule.step(stage, x, white(x, t), NOTHING, torch.full((1, 1), xi).double())[0])
+
+    p, r = moved(1.0, 0.0), moved(0.0, 1.0)
+    law = v + 1.3**2
+    assert r**2 / (1 - p**2) == pytest.approx(law / (1 - size * 1.3**2 / (4 * law)), rel=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import known, make_grid, pyramid
 from undiffuse.process.registry import make_schedule
+from undiffuse.sampling.diffusers_setup import from_diffusers
 from undiffuse.sampling.dormand_prince import integrate
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.singlestep import fast_grid, fast_orders
@@ -138,6 +140,9 @@ def test_a_budget_of_one_and_first_steps_are_ddim() -> None:
 # -- any budget ---------------------------------------------------------------------------------------
 
 
+CHOICES = ((True, False), (1, 2, 3), (True, False))
+
+
 def test_orders_of_a_budget_follow_the_published_rule() -> None:
     told = {1: [1], 2: [2], 3: [2, 1], 4: [3, 1], 5: [3, 2], 6: [3, 2, 1], 7: [3, 3, 1], 9: [3, 3, 2, 1]}
     for budget in range(1, 40):
@@ -147,6 +152,9 @@ def test_orders_of_a_budget_follow_the_published_rule() -> None:
         assert told.get(budget, orders) == orders
         assert sum(fast_orders(budget, to_zero=True)) == budget
         assert fast_orders(budget, to_zero=True)[-1] == 1
+        assert all(sum(fast_orders(budget, zero, order, low)) == budget for zero, order, low in product(*CHOICES))
+    assert [fast_orders(n, order=2) for n in (1, 2, 5, 6)] == [[1], [1, 1], [2, 2, 1], [2, 2, 1, 1]]
+    assert [fast_orders(n, order=2, lowered=False) for n in (4, 5)] == [[2, 2], [2, 2, 1]]
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 6, 10, 20])
@@ -232,6 +240,28 @@ def test_dpm_solver_singlestep_of_diffusers_agrees(algorithm: str, steps: int, f
     ours = run(denoiser, make_solver("dpm-fast", form=form, published="diffusers"), grid, x).x
     assert state.isfinite().all()
     assert gap(ours, state) < BOUND
+
+
+@pytest.mark.parametrize(("order", "variant"), [(1, "midpoint"), (2, "midpoint"), (2, "heun")])
+@pytest.mark.parametrize("steps", [5, 10])
+def test_dpm_solver_singlestep_of_lower_order_agrees(steps: int, order: int, variant: str) -> None:
+    """With their own default of lower_order_final, which they change where it cannot hold."""
+    diffusers = pytest.importorskip("diffusers")
+    for algorithm, final in (("dpmsolver++", "zero"), ("dpmsolver++", "sigma_min"), ("dpmsolver", "sigma_min")):
+        theirs = diffusers.DPMSolverSinglestepScheduler(
+            **BETAS, algorithm_type=algorithm, solver_order=order, solver_type=variant, final_sigmas_type=final
+        )
+        setup = from_diffusers(theirs)
+        assert setup.solver.order == order
+        denoiser, state = spec_mixture(setup.process), normals(16, 2, seed=1)
+        theirs.set_timesteps(steps)
+        theirs.sigmas = theirs.sigmas.double()
+        grid = times_of(setup.process, theirs.sigmas)
+        ours = run(denoiser, setup.solver, grid, state).x
+        for k, t in enumerate(theirs.timesteps):
+            post = denoiser(state, float(grid[k]))
+            state = theirs.step(setup.process.eps(state, post, float(grid[k])), t, state).prev_sample
+        assert gap(ours, state) < BOUND
 
 
 @pytest.mark.parametrize("steps", [5, 10])

@@ -20,11 +20,13 @@ from undiffuse.sampling.registry import SOLVERS, make_solver
 
 STEPS = 9
 CALLS = {  # evaluations per step, where not 1
-    **dict.fromkeys(("heun", "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm++2s"), 2),
+    **dict.fromkeys(("heun", "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm2-ancestral", "dpm++2s"), 2),
     **dict.fromkeys(("dpm-solver-3", "dpm++3s", "pc-langevin", "annealed-langevin"), 3),
     "rk4": 4,
 }
-ONCE_FROM_PURE_NOISE = ("edm-heun", "edm-heun churn", "dpm-solver-2", "dpm-solver-3", "dpm++2s", "dpm++3s")
+ONCE_FROM_PURE_NOISE = (
+    "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm2-ancestral", "dpm-solver-3", "dpm++2s", "dpm++3s"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
@@ -149,6 +151,8 @@ def test_wrong_solvers_and_options_are_refused() -> None:
         ("dpm-solver-2", {"form": "score"}, "form='score'"),
         ("dpm-solver-3", {"r1": 0.7}, "must rise"),
         ("dpm-fast", {"published": "mine"}, "published='mine'"),
+        ("dpm-fast", {"order": 4}, "order=4"),
+        ("dpm-fast", {"variant": "heun"}, "'heun' with order=2"),
         ("euler-maruyama", {"tau": -1.0}, "tau=-1"),
         ("pc-langevin", {"corrections": 0}, "corrections=0"),
         ("pc-langevin", {"snr": 0.0}, "snr=0"),

@@ -133,7 +133,12 @@ SolverOptions = Annotated[
     ),
 ]
 Grid = Annotated[
-    str | None, typer.Option("--grid", help="Spacing of the steps: logsnr, t, karras, ...", show_default=False)
+    str | None,
+    typer.Option(
+        "--grid",
+        help="Spacing of the steps: logsnr, t, karras, ...; or their times: 1,0.6,0.2,0.",
+        show_default=False,
+    ),
 ]
 Parallel = Annotated[
     int | None,
@@ -202,6 +207,22 @@ def read_interval(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         raise ValueError(f"--guidance-interval {text!r} is not two numbers; write LOW,HIGH, such as 0.3,3.") from None
     return low, high
+
+
+def read_grid(text: str | None) -> str | list[float] | None:
+    """Return the name of a spacing, or the times of "1,0.6,0.2,0".
+
+    Raises:
+        ValueError: It is a list of something else.
+    """
+    if text is None or "," not in text:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--grid {text!r} is no list of times; write falling ones, such as 1,0.6,0.2,0, or a name such as logsnr."
+        ) from None
 
 
 def read_options(words: list[str] | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli import asking
-from undiffuse.cli.asking import given, read_interval, read_options, read_size, read_tol
+from undiffuse.cli.asking import given, read_grid, read_interval, read_options, read_size, read_tol
 from undiffuse.cli.conditions import load_conditions, read_conditions
 from undiffuse.cli.guides import GuidanceWords, read_guides
 from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed, Solver, Steps
@@ -111,7 +111,7 @@ def sample(
         guidance=guidance,
         solver=solver,
         steps=steps,
-        grid=grid,
+        grid=read_grid(grid),
         prefix=prefix,
         guidance_rescale=guidance_rescale,
         guidance_interval=read_interval(guidance_interval),
@@ -218,6 +218,7 @@ def folder_name(seed: int, labels: list[str], conds: list[str], settings: dict[s
 
     numbers = {key: f"{value:g}" if isinstance(value, float) else value for key, value in settings.items()}
     numbers |= {"size": "x".join(map(str, settings["size"]))} if settings.get("size") else {}
+    numbers |= {"grid": "-".join(f"{t:g}" for t in settings["grid"])} if isinstance(settings.get("grid"), list) else {}
     asked = [f"{key}{value}" for key, value in numbers.items() if value is not None]
     words = [f"seed{seed}", *(f"label{label}" for label in labels), *conds, *asked]
     return "-".join(["samples", *map(safe_name, words)])[:120]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from undiffuse.denoisers.flow_map import FlowMap
@@ -51,14 +52,19 @@ def solver_of(
 
 
 def grid_of(
-    model: Model, solver: Solver, grid: str | Tensor | None, steps: int | None, own: DiffusersSetup | None
+    model: Model,
+    solver: Solver,
+    grid: str | Tensor | Sequence[float] | None,
+    steps: int | None,
+    own: DiffusersSetup | None,
 ) -> Tensor | None:
     """Return the times to walk; None for solvers that draw their own. Arguments as those of `solver_of`.
 
     Raises:
-        ValueError: A grid or a number of steps for what has its own, or an unknown spacing.
+        ValueError: A grid or a number of steps for what has its own, an unknown spacing, or what is no list of times.
     """
     process = model.process
+    grid = grid if grid is None or isinstance(grid, (str, Tensor)) else _times(grid)
     if grid is not None and solver.draws_times and (solver.discrete or not isinstance(grid, Tensor)):
         raise ValueError(f"{type(solver).__name__} draws its own times; leave the grid out.")
     if isinstance(grid, Tensor):
@@ -103,6 +109,16 @@ def shape_of(model: Model, size: Sequence[int] | None) -> tuple[int, ...]:
             f"size={tuple(size)} does not fit; give height and width, each a multiple of {stride} pixels.{known}"
         )
     return (shape[0], size[0] // factor, size[1] // factor)
+
+
+def _times(grid: Any) -> Tensor:
+    try:
+        return torch.as_tensor(grid, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"grid={grid!r} is neither the name of a spacing nor times; give 'logsnr', or falling times such as "
+            f"[1.0, 0.5, 0.0]."
+        ) from None
 
 
 def _usual_solver(model: Model) -> str:

@@ -155,7 +155,7 @@ class Model:
         guidance: float | None = None,
         solver: str | Solver | None = None,
         steps: int | None = None,
-        grid: str | Tensor | None = None,
+        grid: str | Tensor | Sequence[float] | None = None,
         prefix: str | Sequence[int] | Tensor | None = None,
         **options: Any,
     ) -> Tensor:
@@ -172,7 +172,7 @@ class Model:
             guidance: Classifier-free guidance scale; 1 is conditional without guidance.
             solver: Name (see `undiffuse.sampling.SOLVERS`) or a solver.
             steps: Number of steps.
-            grid: Name of a spacing, or the times themselves.
+            grid: Name of a spacing, or the times themselves, falling: a list or a tensor.
             prefix: Tokens only: text or ids that every sample begins with.
             options: Further arguments of `sample_result`.
 
@@ -193,7 +193,7 @@ class Model:
         cond: dict[str, Any] | None = None,
         solver: str | Solver | None = None,
         steps: int | None = None,
-        grid: str | Tensor | None = None,
+        grid: str | Tensor | Sequence[float] | None = None,
         prefix: str | Sequence[int] | Tensor | None = None,
         length: int | None = None,
         stride: int | None = None,
@@ -309,8 +309,12 @@ class Model:
             cond: Conditions, one value for all rows or one for each, as in `sample`; None stands for every null.
 
         Raises:
-            ValueError: The model is not of tokens, an id is unknown, or the conditions do not fit.
+            ValueError: The model is not of tokens, an id is unknown, rows are filled up with padding of the tokenizer,
+                or the conditions do not fit.
         """
+        from undiffuse.data.text import refuse_padding
+
+        refuse_padding(tokens, self.spec)
         conditions, denoiser, parts = fit_conditions(cond, len(tokens), self.state_spec, self.device), self.denoiser, []
         for low in range(0, len(tokens), batch_size):
             rows = tokens[low : low + batch_size].to(self.device)

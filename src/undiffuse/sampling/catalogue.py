@@ -89,6 +89,7 @@ CATALOGUE: dict[str, SolverFacts] = {
     "unipc": _ode(2, "dpm++2m and a corrector that reuses the next answer", _UNIPC),
     "unipc-3": _ode(3, "dpm++3m and a corrector that reuses the next answer", _UNIPC),
     "dpm-solver-2": _ode(2, "one answer half-way in each step, on the noise", _DPM, _TWO),
+    "dpm2-ancestral": _sde(2, "dpm-solver-2 below the end of a step, then noise up to it", _EDM, _TWO),
     "dpm-solver-3": _ode(3, "two answers within each step, on the noise", _DPM, _THREE),
     "dpm++2s": _ode(2, "one answer half-way in each step, on the data", _DPMPP, _TWO),
     "dpm++3s": _ode(3, "two answers within each step, on the data", _DPMPP, _THREE),

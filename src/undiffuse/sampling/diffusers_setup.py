@@ -8,7 +8,7 @@ diffusers itself is not needed. An option without a counterpart here is refused,
 writes the config from the parts, not from a copy of what was read.
 
 Consistency models (LCM, TCD, CM, SCM) are flow maps here and have no setup; schedulers that walk upwards (the inverse
-ones) are the same steps on a grid read backwards, which no solver takes.
+ones) are the same solver with `sample(up=True)`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from undiffuse.sampling.ddim import DDIM, DDPM
 from undiffuse.sampling.deis import DEIS
 from undiffuse.sampling.diffusers_layouts import AngleLayout, Config, EDMLayout, FlowLayout, Options, Parts, TableLayout
 from undiffuse.sampling.diffusers_spacing import FlowSpacing
+from undiffuse.sampling.dpm2_ancestral import DPM2Ancestral
 from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.euler import EDMHeun, Euler, Heun
 from undiffuse.sampling.singlestep import DPMFast, DPMSolver2
@@ -178,18 +179,23 @@ def _write_cosine(solver: DPMMultistep) -> Config:
 
 def _read_singlestep(options: Options) -> Solver:
     form, tau = options.choose("algorithm_type", "dpmsolver++", _ALGORITHMS)
-    order, lowered = options.take("solver_order", 2), options.take("lower_order_final", False)
-    if order != 3 or tau or not lowered or options.take("solver_type", "midpoint") != "midpoint":
+    order, variant = options.take("solver_order", 2), options.choose("solver_type", "midpoint", _VARIANTS)
+    if tau or (order == 3 and variant == "heun"):
         raise PlanError(
-            f"{options.name} with solver_order={order}, tau={tau} and lower_order_final={lowered} has no counterpart; "
-            "only solver_order=3, deterministic, lower_order_final=True and solver_type='midpoint' has."
+            f"{options.name} with solver_order={order}, solver_type={variant!r} and tau={tau:g} has no counterpart; "
+            "only deterministic ones have, of order 3 those with solver_type='midpoint'."
         )
-    return DPMFast(form=form, published="diffusers")
+    lowered = options.take("lower_order_final", False)
+    return DPMFast(order=order, form=form, variant=variant, lower_final=lowered, published="diffusers")
 
 
 def _write_singlestep(solver: DPMFast) -> Config:
-    algorithm = "dpmsolver" if solver.form == "noise" else "dpmsolver++"
-    return {"algorithm_type": algorithm, "solver_order": 3, "lower_order_final": True}
+    return {
+        "algorithm_type": "dpmsolver" if solver.form == "noise" else "dpmsolver++",
+        "solver_order": solver.order,
+        "solver_type": solver.variant,
+        "lower_order_final": solver.lower_final,
+    }
 
 
 def _read_unipc(options: Options) -> Solver:
@@ -241,6 +247,7 @@ _FAMILIES: dict[str, _Family] = {
     "EulerAncestralDiscreteScheduler": _Family(TableLayout(curves=False), _plain(DDIM(eta=1.0))),
     "HeunDiscreteScheduler": _Family(TableLayout(**_STABLE, clips=False), _plain(EDMHeun())),
     "KDPM2DiscreteScheduler": _Family(TableLayout(**_STABLE), _plain(DPMSolver2())),
+    "KDPM2AncestralDiscreteScheduler": _Family(TableLayout(**_STABLE), _plain(DPM2Ancestral())),
     "LMSDiscreteScheduler": _Family(TableLayout(), _plain(_LMS)),
     "DPMSolverMultistepScheduler": _Family(TableLayout(**_EXTRA), _read_multistep, _write_multistep),
     "DPMSolverSinglestepScheduler": _Family(TableLayout(**_EXTRA, spacing=None), _read_singlestep, _write_singlestep),

@@ -35,6 +35,7 @@ class SampleOptions:
             "unipc",
             "unipc-3",
             "dpm-solver-2",
+            "dpm2-ancestral",
             "dpm-solver-3",
             "dpm++2s",
             "dpm++3s",

@@ -32,6 +32,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("undiffuse.sampling.unipc:UniPC", {}),
     "unipc-3": ("undiffuse.sampling.unipc:UniPC", {"order": 3}),
     "dpm-solver-2": ("undiffuse.sampling.singlestep:DPMSolver2", {}),
+    "dpm2-ancestral": ("undiffuse.sampling.dpm2_ancestral:DPM2Ancestral", {}),
     "dpm-solver-3": ("undiffuse.sampling.singlestep:DPMSolver3", {}),
     "dpm++2s": ("undiffuse.sampling.singlestep:DPMSolver2", {"form": "data"}),
     "dpm++3s": ("undiffuse.sampling.singlestep:DPMSolver3", {"form": "data"}),

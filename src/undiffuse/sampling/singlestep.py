@@ -113,39 +113,60 @@ class DPMFast(AffineSolver):
     between are no results: constraints and trajectories see the ends of the larger steps only.
 
     Args:
+        order: Of the larger steps. At 2 they are two steps of the grid, and the last one or two are of first order.
         form: "noise" or "data".
+        variant: Weight of the difference in steps of order 2, not within those of order 3: "midpoint" or "heun".
+        lower_final: Lower the last orders also where n is a multiple of the order and the grid does not end at 0.
         published: As for `DPMSolver3`; "diffusers" is its `DPMSolverSinglestepScheduler`.
 
     Raises:
-        ValueError: An unknown form.
+        ValueError: An unknown form or variant, `order` out of range, or "heun" with order 3.
 
     Source: Lu et al. 2022, "DPM-Solver", section 3.4 and appendix D.2 (DPM-Solver-fast), arXiv:2206.00927. On a
         `logsnr` grid the paper's last, lower steps are as long as the others; `fast_grid` makes that grid.
     """
 
-    order: ClassVar[int] = 3
     evaluations: ClassVar[str] = "1 (steps of 3 together)"
+    order: int = 3
     form: Kind = "noise"
+    variant: Literal["midpoint", "heun"] = "midpoint"
+    lower_final: bool = True
     published: Published = "paper"
 
     def __post_init__(self) -> None:
         check_form(self.form, self.published)
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order={self.order} must be from 1 to 3.")
+        if self.variant not in ("midpoint", "heun") or (self.variant == "heun" and self.order == 3):
+            raise ValueError(f"variant={self.variant!r} does not fit; use 'midpoint', or 'heun' with order=2.")
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Take the grid's steps together, as many as each order asks."""
-        orders = fast_orders(len(grid) - 1, to_zero=bool((grid[-1] == 0).all()))
+        to_zero = bool((grid[-1] == 0).all())
+        orders = fast_orders(len(grid) - 1, to_zero, self.order, self.lower_final)
         ends = torch.tensor([0, *orders]).cumsum(0).tolist()
         stages: list[AffineStage] = []
         for step, (first, last) in enumerate(pairwise(ends)):
             nodes = [row[None] for row in grid[first : last + 1]]
-            stages += _group(process, step, nodes, self.form, self.published)
+            stages += _group(process, step, nodes, self.form, self.published, self.variant == "heun")
         return Plan(tuple(stages), grid[ends])
 
 
-def fast_orders(evaluations: int, to_zero: bool = False) -> list[int]:
-    """Return the orders of steps that cost `evaluations` together; the last is 1 where it ends at t = 0."""
-    left = evaluations % 3
-    orders = [3] * (evaluations // 3 - 1) + [2, 1] if left == 0 else [3] * (evaluations // 3) + [left]
+def fast_orders(evaluations: int, to_zero: bool = False, order: int = 3, lowered: bool = True) -> list[int]:
+    """Return the orders of steps that cost `evaluations` together; the last is 1 where it ends at t = 0.
+
+    Args:
+        evaluations: The budget.
+        to_zero: Whether the last step ends at t = 0.
+        order: The highest, 1 to 3.
+        lowered: Lower the last ones also where they need not be, since the highest divides the budget.
+    """
+    whole, left = divmod(evaluations, order)
+    if not (left or to_zero or lowered) or order == 1:
+        return [order] * whole
+    if order == 2:
+        return [2] * whole + [1] if left else [2] * (whole - 1) + [1, 1]
+    orders = [3] * whole + [left] if left else [3] * (whole - 1) + [2, 1]
     return [*orders[:-1], 1, 1] if to_zero and orders[-1] == 2 else orders
 
 
@@ -236,12 +257,12 @@ def _stages(
 
 
 def _group(
-    process: GaussianProcess, step: int, nodes: list[Tensor], kind: Kind, published: Published
+    process: GaussianProcess, step: int, nodes: list[Tensor], kind: Kind, published: Published, heun: bool
 ) -> list[AffineStage]:
     """The stages of one step that asks at each of its `nodes` but the last; its order is their number."""
     rests = torch.stack([a == b for a, b in pairwise(nodes)]).any(0)
     at = levels(process, nodes, kind)
-    rows = rule_1(at) if len(nodes) == 2 else rule_2(at) if len(nodes) == 3 else rule_3(at, published)
+    rows = rule_1(at) if len(nodes) == 2 else rule_2(at, heun) if len(nodes) == 3 else rule_3(at, published)
     return lay_out(process, [step], nodes, unfold(rows, at.forms), rests | _alone(process, nodes[0], nodes[-1]))
 
 

@@ -25,8 +25,9 @@ def two_stage_plan(
     second: Tensor,
     single: Tensor | None = None,
     raise_from: Raise | None = None,
+    noise: Tensor | None = None,
 ) -> Plan:
-    """Lay out x_s = start x_t + state x_predicted + first D_t + second D_s after the predictor's step.
+    """Lay out x_s = start x_t + state x_predicted + first D_t + second D_s + noise z after the predictor's step.
 
     Steps to s = 0, where the second answer would be the state itself, end with the predictor, as do elements
     marked in `single`.
@@ -37,6 +38,7 @@ def two_stage_plan(
         start, first, state, second: Coefficients of the second stage, (K,) or (K, B, F).
         single: Elements that take the predictor alone.
         raise_from: (process, times after churn, size of the noise): renoise entries before the steps.
+        noise: Standard deviation of the second stage's noise, 0 where the predictor is alone; None for none.
     """
     t, s = grid[:-1], grid[1:]
     alone = (s == 0) | (s == t)
@@ -63,6 +65,7 @@ def two_stage_plan(
                 start=c_start,
                 state=c_state,
                 means=((c_second, c_first),),
+                noise=None if noise is None else _number(noise[k]),
             )
         )
     return Plan(tuple(entries), grid)
