@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
+from tests.tasks.test_completion import continuous
+from tests.tasks.test_completion import pictures as tokens
 from undiffuse.cli.main import run
 from undiffuse.images.read import read_image
 from undiffuse.images.write import write_image
@@ -25,6 +28,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_image("wide.png", np.full((8, 9, 1), 255, np.uint8))
     write_image("grey-mask.png", np.full((8, 8, 1), 128, np.uint8))
     write_image("clear.png", np.dstack([grey] * 3 + [mask]))
+    write_image("black.png", 0 * mask)
+    Path("broken.png").write_bytes(b"\x89PNG no")
     return tmp_path
 
 
@@ -130,6 +135,15 @@ def test_folders_are_restored_and_no_result_overwrites_another(capsys: pytest.Ca
         (("photo.png", "--mask", "mask.png", "--method-option", "lam"), "NAME=VALUE"),
         (("clear.png", "--mask", "mask.png"), "has an alpha channel"),
         (("mask.txt", "--mask", "mask.png"), "mask.txt"),
+        (("broken.png", "--mask", "mask.png"), "cannot read the picture broken.png"),
+        (("photo.png", "--mask", "black.png"), "nothing is known; --invert-mask"),
+        (("photo.png", "--operator", "colourise"), "RGB pictures (3, H, W); an item has shape (1, 8, 8)"),
+        (("photo.png", "--operator", "blur:gaussian,4"), "kernel (25 x 25) is larger than the picture (8 x 8)"),
+        (("photo.png", "--operator", "cs:dct"), "the .safetensors file that undiffuse degrade writes"),
+        (("photo.png", "--operator", "jpeg:20", "--method", "ddrm"), "methods that work: pigdm, pigdm-step, dps, daps"),
+        (("photo.png", "--operator", "denoise", "--noise", "gaussian:5"), "5 in 0..255 is 0.02"),
+        (("photo.png", "--mask", "mask.png", "--method", "dds", "--method-option", "gamma=much"), "expected float"),
+        (("photo.png", "--mask", "mask.png", "--budget", "0"), "budget=0 must be at least 1"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
@@ -137,6 +151,36 @@ def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], words: tu
     assert code != 0
     assert message in err
     assert "Traceback" not in err
+
+
+def test_models_of_another_kind_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens, and latents with a method of pixels; the remedy is part of the line."""
+    tokens().save(Path("tokens"))
+    continuous(codec=True).save(Path("latent"))
+    few = ("photo.png", "--mask", "mask.png", "--steps", "2")
+    for words, said in (
+        (("tokens", *few), "`undiffuse inpaint`"),
+        (("latent", *few, "--method", "ddrm"), "(of a latent model, so pixels are seen through its decoder)"),
+    ):
+        code, _, err = asked(capsys, "restore", *words)
+        assert code == 1
+        assert said in err and len(err.strip().splitlines()) == 1
+
+
+def test_pictures_of_other_sizes_and_depths_are_restored(capsys: pytest.CaptureFixture[str]) -> None:
+    levels = np.random.default_rng(1).integers(0, 65536, (13, 10)).astype(np.uint16)
+    for name, size in (("large", (13, 10)), ("small", (5, 6))):
+        Image.fromarray(levels[: size[0], : size[1]]).save(f"{name}.png")
+        mask = np.full((*size, 1), 255, np.uint8)
+        mask[2:4] = 0
+        write_image(f"{name}-mask.png", mask)
+        words = (f"{name}.png", "--mask", f"{name}-mask.png", "--method", "ddnm", "--steps", "2", "--samples", "1")
+        code, out, err = asked(capsys, "restore", "digits", *words, "--json")
+        assert code == 0, err
+        after = read_image(json.loads(out)["items"][0]["files"]["mean"])
+        assert after.shape == (*size, 1)
+        kept = np.r_[0:2, 4 : size[0]]  # 16-bit levels as bytes
+        assert np.abs(after[kept, :, 0] - levels[kept, : size[1]] / 257).max() <= 0.51
 
 
 def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,7 @@ def every_operator() -> dict[str, Operator]:
         "mri:equispaced,2,coils=2": (1, 8, 8),
         "ct:5": (2, 7, 7),
         "ct:4,limit=90": (1, 8, 8),
+        "ct-counts:5": (2, 7, 7),
         "average-frames:2": (4, 1, 3, 2),
         "scale:-2": (2, 3),
         "blur:gaussian,1,5 | downsample:2": (1, 8, 6),

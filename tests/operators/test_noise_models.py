@@ -113,6 +113,7 @@ def test_text_is_in_image_units_and_python_in_model_units():
         ("gaussian,sigma=1", "its options are std=0.05"),
         ("gaussian:loud", "must be a number"),
         ("salt_pepper:1.5", "between 0 and 1"),
+        ("gaussian:5", r"more than the whole range of the data, which counts as \[0, 1\]; 5 in 0..255 is 0.02"),
         ("poisson:1,2", "is one more"),
     ],
 )

@@ -111,6 +111,9 @@ def test_haze_says_the_same_as_a_linear_operator():
     x = normals(2, 3, 4, 4)
     weights, y = op.as_linear(op(x))
     torch.testing.assert_close(weights(x), y, atol=1e-13, rtol=0)
+    many = ops.Haze((3, 4, 4), torch.full((1, 1), 0.5), 0.2 * normals(2, 3, 1, 1, seed=4))  # air of each picture
+    assert many.rows == 2
+    torch.testing.assert_close(many.take(torch.tensor([1]))(x[1:]), many(x)[1:], atol=0, rtol=0)
     white, through = torch.ones(1, 1, 2, 2), math.exp(-0.5)  # in [0, 1]: I = J tr + air (1 - tr)
     hazy = (ops.haze((1, 2, 2), beta=0.5, air=0.7)(white) + 1) / 2
     torch.testing.assert_close(hazy, torch.full_like(white, through + 0.7 * (1 - through)))

@@ -45,6 +45,9 @@ def test_the_uniform_noise_loss_is_exactly_the_mean_squared_error_of_the_noise()
     eps = noise.normal("data", 0, (3,))
     output = denoiser(denoiser.process.corrupt(batch["x"], t, eps), t, denoiser.embed(batch["cond"], 8)).raw
     assert torch.equal(losses.per_sample, (output - eps).square().mean(1))
+    absolute = make_denoising(DenoisingOptions(weight="noise", drop=0.0, error="absolute"), denoiser.process.schedule)
+    assert torch.equal(absolute.losses(denoiser, batch, noise).per_sample, (output - eps).abs().mean(1))
+    assert absolute.without_memory().absolute
     torch.testing.assert_close(losses.half_logsnr, denoiser.process.schedule.half_logsnr(t))
 
 
@@ -202,6 +205,18 @@ def test_open_tokens_give_no_loss_and_no_gradient():
     corrupted = objective.prepare(denoiser, {"x": tokens}, KeyedNoise(0, range(6)), 6)
     assert torch.equal(corrupted.weight == 0, corrupted.x != 2)
     assert objective.score(denoiser, corrupted).per_sample.isfinite().all()
+
+
+def test_the_time_form_stays_finite_at_the_clean_end():
+    """The largest uniform masks with probability 2^-53: weight 2^53 / L where a mask is drawn, 0 where none is."""
+    objective, denoiser = MaskedELBO("time"), joint_denoiser(binary_joint())
+    order = torch.tensor([[0.0, 0.3, 0.4, 0.5, 0.6, 0.7], [0.1, 0.3, 0.4, 0.5, 0.6, 0.7]], dtype=torch.float64)
+    noise = injected(torch.full((2,), 1 - 2.0**-53, dtype=torch.float64), order)
+    corrupted = objective.prepare(denoiser, {"x": torch.zeros(2, 6, dtype=torch.int64)}, noise, 1)
+    assert (corrupted.x == 2).sum(1).tolist() == [1, 0]
+    assert corrupted.t.tolist() == [2.0**-53] * 2
+    losses = objective.score(denoiser, corrupted).per_sample
+    assert float(losses[1]) == 0.0 < float(losses[0]) < torch.inf
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mask-replace", "absorbing"])

@@ -280,16 +280,21 @@ def _picture(path: Path, model: Model, text: str | None, mask: Path | None, inve
     y = _read(path, _out_channels(text, spec))
     _, height, width = y.shape[1:]
     sizes = [spec.shape[1:], (height, width), *((height * f, width * f) for f in _FACTORS)]
+    refused: ValueError | None = None
     for size in sizes:
         try:
             built = parse_operator(text, (spec.channels, *size))
-        except ValueError:
-            if size == sizes[-1]:
-                raise
+        except ValueError as error:
+            refused = refused or error
             continue
         if built.out_shape == tuple(y.shape[1:]):
             return y, built
-    raise ValueError(f"{text!r} gives no picture of {width} x {height} pixels, as {path} is, from any size tried.")
+    if refused is not None:  # why it does not fit pictures of the model's size, or of the first other one
+        raise refused
+    raise ValueError(
+        f"{text!r} gives no picture of {width} x {height} pixels, as {path} is, from any size tried; what is no "
+        "picture stands in the .safetensors file that undiffuse degrade writes."
+    )
 
 
 def _out_channels(text: str, spec: Any) -> int:

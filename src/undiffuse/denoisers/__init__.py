@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy(
         "EvidenceFree": "undiffuse.denoisers.evidence:EvidenceFree",
         "CategoricalPosterior": "undiffuse.denoisers.posterior:CategoricalPosterior",
         "Denoiser": "undiffuse.denoisers.base:Denoiser",
+        "EachChannel": "undiffuse.denoisers.each_channel:EachChannel",
         "EmpiricalDenoiser": "undiffuse.denoisers.empirical:EmpiricalDenoiser",
         "FlowMap": "undiffuse.denoisers.flow_map:FlowMap",
         "GaussianDenoiser": "undiffuse.denoisers.mixture:GaussianDenoiser",

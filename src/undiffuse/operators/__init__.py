@@ -49,6 +49,7 @@ PUBLIC = {
     "SingleCoilMRI": "undiffuse.operators.mri:SingleCoilMRI",
     "SpeckleNoise": "undiffuse.operators.noise:SpeckleNoise",
     "TemporalAverage": "undiffuse.operators.compose:TemporalAverage",
+    "Transmission": "undiffuse.operators.ct:Transmission",
     "UniformNoise": "undiffuse.operators.noise:UniformNoise",
     "bayer_mask": "undiffuse.operators.masks:bayer_mask",
     "box_mask": "undiffuse.operators.masks:box_mask",

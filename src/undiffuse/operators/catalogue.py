@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """An option: its default, and what it means. A `file` option is read from a picture or a .npy array."""
+    """An option: its default, and what it means.
+
+    A `file` option is read from a picture or a .npy array; it must be given where its default is "".
+    """
 
     default: Any
     help: str
@@ -225,7 +228,7 @@ OPERATORS: dict[str, OperatorFacts] = {
         {"oversampling": Option(2.0, "margin of zeros, in eighths of a side")},
     ),
     "mri": OperatorFacts(
-        _HERE + "mri:mri_scan",
+        _HERE + "build:mri",
         "an accelerated MR scan (SVD for one coil and complex pictures)",
         _SVD + " random per-image",
         {
@@ -235,6 +238,8 @@ OPERATORS: dict[str, OperatorFacts] = {
             "coils": Option(1, "simulated coils"),
             "spokes": Option(16, "of radial"),
             "turns": Option(8.0, "of spiral"),
+            "measured": Option(None, "a .npy (H, W) of zeros and ones, instead of a pattern", file=True),
+            "maps": Option(None, "a .npy (coils, H, W) of complex numbers, instead of simulated coils", file=True),
         },
         needs="1 channel, or 2 (real, imaginary)",
     ),
@@ -246,6 +251,18 @@ OPERATORS: dict[str, OperatorFacts] = {
             "angles": Option(60, "number of angles"),
             "limit": Option(180.0, "degrees covered"),
             "pixel": Option(0.0, "side of a pixel; 0 for 1 / width"),
+            "window": Option("ramp", "of filtered back-projection: ramp, or hann against noise"),
+        },
+        needs="square pictures",
+    ),
+    "ct-counts": OperatorFacts(
+        _HERE + "ct:ct_counts",
+        "photons that pass a CT scan: with Poisson noise, a low dose",
+        _SMOOTH,
+        {
+            "angles": Option(60, "number of angles"),
+            "limit": Option(180.0, "degrees covered"),
+            "attenuation": Option(3.0, "of a ray through a white picture, natural logarithm"),
         },
         needs="square pictures",
     ),

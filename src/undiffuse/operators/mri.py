@@ -197,11 +197,11 @@ def estimate_coils(kspace: Tensor, centre: int = 24) -> Tensor:
 
     Returns:
         complex (B, coils, H, W) with sum_c |S_c|^2 = 1.
+
+    Raises:
+        ValueError: The centre was not measured in full.
     """
-    height, width = kspace.shape[-2:]
-    rows, columns = min(centre, height), min(centre, width)
-    window = torch.outer(_window(height, rows), _window(width, columns)).to(kspace)
-    low = inverse_fourier(torch.complex(kspace[:, :, 0] * window, kspace[:, :, 1] * window))
+    low = _low_resolution(kspace, centre)
     return low / low.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
@@ -211,12 +211,25 @@ def with_phase(coils: Tensor, kspace: Tensor, centre: int = 24) -> Tensor:
     Args:
         coils: complex (coils, H, W) or (B, coils, H, W).
         kspace: (B, coils, 2, H, W) with a fully measured centre of `centre` points.
+
+    Raises:
+        ValueError: The centre was not measured in full.
     """
+    picture = (coils.conj() * _low_resolution(kspace, centre)).sum(1)
+    return coils * torch.polar(torch.ones_like(picture.abs()), picture.angle())[:, None]
+
+
+def _low_resolution(kspace: Tensor, centre: int) -> Tensor:
+    """Return each coil's picture (B, coils, H, W) from the centre of k-space, complex."""
     height, width = kspace.shape[-2:]
     window = torch.outer(_window(height, min(centre, height)), _window(width, min(centre, width))).to(kspace)
-    low = inverse_fourier(torch.complex(kspace[:, :, 0] * window, kspace[:, :, 1] * window))
-    picture = (coils.conj() * low).sum(1)
-    return coils * torch.polar(torch.ones_like(picture.abs()), picture.angle())[:, None]
+    missing = int(((kspace == 0).all(2).all(1).any(0) & (window > 0)).sum())
+    if missing:
+        raise ValueError(
+            f"k-space is 0 at {missing} of the {int((window > 0).sum())} points of its centre, so the mask did not "
+            f"measure them; give a smaller centre than {centre}, or coil maps."
+        )
+    return inverse_fourier(torch.complex(kspace[:, :, 0] * window, kspace[:, :, 1] * window))
 
 
 def _window(size: int, inner: int) -> Tensor:

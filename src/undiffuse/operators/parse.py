@@ -87,8 +87,19 @@ def parse_noise(text: str, spec: DataSpec | None = None, *, units: str = "image"
     written = make(**values)  # refuses numbers as they were written, before they are converted
     if units == "model" or not facts.image:
         return written  # type: ignore[no-any-return]
+    if spec is None or spec.range is not None:
+        _check_image_units(name, {key: values[key] for key in facts.image})
     values = {key: value * _units(spec) if key in facts.image else value for key, value in values.items()}
     return make(**values)  # type: ignore[no-any-return]
+
+
+def _check_image_units(name: str, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+        if value > 1:
+            raise ValueError(
+                f"{key}={value:g} of {name} noise is more than the whole range of the data, which counts as [0, 1]; 5 "
+                "in 0..255 is 0.02."
+            )
 
 
 def noise_from_json(fields: Mapping[str, Any]) -> NoiseModel:
@@ -191,7 +202,7 @@ def _file_value(what: str, key: str, text: str, option: Option) -> Any:
 
 
 def read_array(path: str, what: str) -> Tensor:
-    """Read a .npy array as it is, or a picture as grey (H, W) in [0, 1], float64.
+    """Read a .npy array as it is, or a picture as grey (H, W) in [0, 1], in float64 or complex128.
 
     Raises:
         ValueError: The file cannot be read.
@@ -204,7 +215,8 @@ def read_array(path: str, what: str) -> Tensor:
     file = Path(path).expanduser()
     try:
         if file.suffix.lower() == ".npy":
-            return torch.from_numpy(np.load(file, allow_pickle=False)).double()
+            array = torch.from_numpy(np.load(file, allow_pickle=False))
+            return array.to(torch.complex128 if array.is_complex() else torch.float64)
         return torch.from_numpy(read_image(file, "grey")[..., 0]).double() / 255
     except (OSError, ValueError, DataError) as error:
         raise ValueError(f"{what}: cannot read {path}: {error}") from None

@@ -117,13 +117,9 @@ class Haze(Operator):
         transmission, air = double(transmission), double(air)
         if bool((transmission <= 0).any()) or bool((transmission > 1).any()):
             raise ValueError("the transmission of haze must lie in (0, 1]; it is exp(-beta * depth).")
-        own_rows = transmission.ndim == len(in_shape) + 1 and transmission.shape[0] > 1
-        super().__init__(
-            in_shape,
-            in_shape,
-            tensors={"transmission": transmission, "air": air},
-            batched=("transmission",) if own_rows else (),
-        )
+        tensors = {"transmission": transmission, "air": air}
+        own_rows = [name for name, part in tensors.items() if part.ndim == len(in_shape) + 1 and part.shape[0] > 1]
+        super().__init__(in_shape, in_shape, tensors=tensors, batched=tuple(own_rows))
 
     def apply(self, x: Tensor) -> Tensor:
         through = self._get("transmission", x)

@@ -32,6 +32,7 @@ KINDS: dict[str, str] = {
     "mri": "undiffuse.operators.mri:MRI",
     "single-coil-mri": "undiffuse.operators.mri:SingleCoilMRI",
     "radon": "undiffuse.operators.ct:Radon",
+    "transmission": "undiffuse.operators.ct:Transmission",
     "temporal-average": "undiffuse.operators.compose:TemporalAverage",
 }
 """Kind -> "module:Class"."""

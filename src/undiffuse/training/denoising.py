@@ -47,6 +47,7 @@ class DenoisingObjective(Objective):
         drop: Probability that a row's condition is replaced by its null.
         bound: Trains the variance head beside the mean; None where there is no such head.
         optimal: Pair noise and data by optimal transport; see `undiffuse.training.coupling`.
+        absolute: Take the absolute error instead of the squared one, with the same weight.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class DenoisingObjective(Objective):
         drop: float = 0.0,
         bound: VarianceBound | None = None,
         optimal: bool = False,
+        absolute: bool = False,
     ) -> None:
         super().__init__(drop)
-        self.optimal = optimal
+        self.optimal, self.absolute = optimal, absolute
         self.weight, self.times, self.bound = weight, times, bound
         self.adaptive = (
             times.law if isinstance(times.law, ImportanceTimes) else None
@@ -99,8 +101,8 @@ class DenoisingObjective(Objective):
     def score(self, denoiser: Denoiser, corrupted: Corrupted) -> Losses:
         """Return weight * |output - target|^2, averaged over the elements of each sample, and any bound."""
         post = answer_again(denoiser, corrupted)
-        output = post.mean if post.raw is None else post.raw
-        error = mean_over_items((output - corrupted.target).square(), corrupted.weight.ndim)
+        difference = (post.mean if post.raw is None else post.raw) - corrupted.target
+        error = mean_over_items(difference.abs() if self.absolute else difference.square(), corrupted.weight.ndim)
         loss = mean_over_items(error * corrupted.weight)
         if self.bound is not None:
             loss = loss + self._bound_loss(self.bound, gaussian_process(denoiser), post, corrupted)
@@ -125,7 +127,13 @@ class DenoisingObjective(Objective):
             return self
         times = TimeSampler(UniformTimes(self.adaptive.schedule))
         return DenoisingObjective(
-            self.weight, times, importance=True, drop=self.drop, bound=self.bound, optimal=self.optimal
+            self.weight,
+            times,
+            importance=True,
+            drop=self.drop,
+            bound=self.bound,
+            optimal=self.optimal,
+            absolute=self.absolute,
         )
 
 
@@ -159,7 +167,13 @@ def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: floa
     bound = VarianceBound(options.levels, options.vlb_weight) if options.learn_variance else None
     optimal = options.coupling == "optimal"
     return DenoisingObjective(
-        weight, times, importance=options.importance, drop=options.drop, bound=bound, optimal=optimal
+        weight,
+        times,
+        importance=options.importance,
+        drop=options.drop,
+        bound=bound,
+        optimal=optimal,
+        absolute=options.error == "absolute",
     )
 
 

@@ -34,6 +34,9 @@ class DenoisingOptions:
         "elbo",
         "sigmoid",
     ] = option("own", "loss weight; 'own' is uniform on the error of what the network predicts")
+    error: Literal["squared", "absolute"] = option(
+        "squared", "of what the network predicts; absolute, as SR3 and IR-SDE have it, aims at medians instead of means"
+    )
     min_snr_gamma: float = option(5.0, "min-snr: ceiling of the SNR")
     p2_k: float = option(1.0, "p2: offset of the SNR")
     p2_gamma: float = option(1.0, "p2: exponent")

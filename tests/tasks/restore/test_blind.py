@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.oracles.continuous import process_of
 from undiffuse.denoisers.mixture import GaussianDenoiser
+from undiffuse.errors import ConfigError
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.blur import Blur, motion_kernel
 from undiffuse.operators.diagonal import Identity
@@ -91,10 +92,18 @@ def test_the_light_is_found_and_returned() -> None:
     again = dark.learned["factor"][1] * dark.samples[1] + dark.learned["offset"][1]
     torch.testing.assert_close(dark.residual_rms[1], (y - again).square().flatten(1).mean(1).sqrt())
     assert len(dark.to_json()["learned"]["factor"]) == 2
+    # One draw is off by a fifth; answers that were just moved towards y would give sqrt(1 / scale) for any light.
+    for true in (0.5, 1.6):
+        found = restore(smooth_prior(), true * x, Identity(SHAPE), "gdp", samples=8, steps=60, options={"light": True})
+        assert float(found.learned["factor"].mean()) == pytest.approx(true, rel=0.25)
+        plain = restore(smooth_prior(), true * x, Identity(SHAPE), "gdp", samples=8, steps=60)
+        assert (found.mean - x).square().mean() < 0.6 * (plain.mean - x).square().mean()
     assert not restore(smooth_prior(), y, Identity(SHAPE), "gdp", samples=1, steps=2).learned
 
 
 def test_bad_options_are_refused() -> None:
     operator = Blur(SHAPE, torch.full(TAPS, 1 / 25).double())
-    with pytest.raises(ValueError, match="prior='flat' must be 'gaussian' or 'none'"):
+    with pytest.raises(ConfigError, match=r"prior='flat' does not fit; expected 'gaussian' \| 'none'"):
         restore(smooth_prior(), pictures(1), operator, "blind-dps", options={"prior": "flat"})
+    with pytest.raises(ValueError, match="descents=0 at least 1"):
+        restore(smooth_prior(), pictures(1), operator, "blind-dps", options={"descents": 0})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,21 +11,28 @@ from torch import Tensor
 from tests.guidance.test_measurement import ByAutograd
 from tests.oracles.continuous import process_of, spec_mixture
 from undiffuse.denoisers.mixture import GaussianDenoiser, MixtureDenoiser
+from undiffuse.denoisers.posterior import Posterior
+from undiffuse.errors import ConfigError
 from undiffuse.guidance.push import GradientPush
 from undiffuse.metrics.energy import sliced_wasserstein
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
+from undiffuse.operators.mri import SingleCoilMRI
 from undiffuse.operators.noise import GaussianNoise
 from undiffuse.operators.sensing import Matrix
 from undiffuse.operators.separable import Downsample
 from undiffuse.process.grids import make_grid
 from undiffuse.sampling.ddim import DDIM
+from undiffuse.sampling.euler import Heun
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.plan import Renoise
 from undiffuse.sampling.pushed import Pushed
 from undiffuse.sampling.resampling import Resampled
+from undiffuse.sampling.solver import NOTHING
+from undiffuse.tasks.restore.constraints import DataFit, RangeProjection
 from undiffuse.tasks.restore.exact import dense, exact_posterior
 from undiffuse.tasks.restore.misfit import misfit_descent
+from undiffuse.tasks.restore.particles import Twist
 from undiffuse.tasks.restore.registry import make_restorer
 from undiffuse.tasks.restore.restorer import Problem
 
@@ -83,6 +92,120 @@ def test_matched_moments_without_information_are_the_plain_sampler() -> None:
         restorer.solve(problem(prior, operator, seen, 1e4), KeyedNoise(0, range(2)), 5).x for seen in (y, y + 1)
     )
     torch.testing.assert_close(far, farther, rtol=0, atol=1e-3)
+
+
+def test_the_published_step_of_pigdm_without_information_is_ancestral_sampling() -> None:
+    prior, operator, noise = image_prior(), Mask((1, 4, 4), MASK), KeyedNoise(0, range(2))
+    ours = make_restorer("pigdm-step").solve(problem(prior, operator, normal(2, 1, 4, 4), 1e4), noise, 10).x
+    options = {"noise": noise, "shape": (1, 4, 4), "grid": make_grid(VP.schedule, 10, "t"), "dtype": torch.float64}
+    torch.testing.assert_close(ours, sample(prior, solver=DDIM(eta=1.0), **options).x, rtol=0, atol=1e-3)
+
+
+def test_mmps_draws_from_the_posterior_of_a_scan() -> None:
+    """A Gaussian prior on complex pictures, half of k-space: moments within 5 standard errors and 5 % of 100 steps."""
+    rows, sy = 800, 0.3
+    root = normal(18, 18, seed=1) / 18**0.5
+    cov = root @ root.T + 0.1 * torch.eye(18).double()
+    prior = GaussianDenoiser(normal(1, 2, 3, 3, seed=2)[0], cov, VP)
+    operator = SingleCoilMRI((2, 3, 3), (torch.arange(9).reshape(3, 3) % 2).double())
+    y = operator(normal(1, 2, 3, 3, seed=3))
+    exact = exact_posterior(prior, y, operator, sy)
+    told = problem(prior, operator, y.expand(rows, *operator.out_shape), sy)
+    x = make_restorer("mmps", iterations=5, repeats=1).solve(told, KeyedNoise(0, range(rows)), 100).x
+    std = exact.variance[0].sqrt()
+    assert ((x.mean(0) - exact.mean[0]).abs() < (5 / rows**0.5 + 0.05) * std).all()
+    assert ((x.var(0) / std**2 - 1).abs() < 5 * (2 / rows) ** 0.5 + 0.05).all()
+
+
+def test_conjugate_gradients_of_much_weight_project() -> None:
+    """DDS with gamma -> infinity and enough iterations is the projection of DDNM, here on half of k-space."""
+    prior, operator = image_prior(), SingleCoilMRI((2, 4, 4), (torch.arange(16).reshape(4, 4) % 2).double())
+    x, y = normal(2, 2, 4, 4, seed=3), operator(normal(2, 2, 4, 4, seed=4))
+    post = Posterior(normal(2, 2, 4, 4, seed=5))
+    fitted = DataFit(prior.process, operator, y, 1e9, 40).correct(post, x, 0.5, 0.4).mean
+    wanted = RangeProjection(prior.process, operator, y).correct(post, x, 0.5, 0.4).mean
+    torch.testing.assert_close(fitted, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("t", "s", "whole"), [(0.9, 0.6, True), (0.5, 0.02, False)])
+def test_scaled_projections_add_up_to_the_noise_of_a_step(t: float, s: float, whole: bool) -> None:
+    """With the true x_0 for an answer: x' ~ N(alpha' x_0, sigma'^2) where measured, whether the correction is whole.
+
+    100 000 draws: 2.5 % is above 5 standard errors of a variance.
+    """
+    rows, sy = 100_000, 0.3
+    x0 = torch.tensor([0.7, -0.4], dtype=torch.float64).expand(rows, 2)
+    operator, noise = Mask((2,), torch.tensor([1.0, 0.0])), KeyedNoise(0, range(rows))
+    y = operator(x0 + sy * noise.normal("data", 0, (2,), torch.float64))
+    told, rule = problem(image_prior(), operator, y, sy), make_restorer("ddnm", scaled=True)
+    alpha, sigma = (float(c) for c in VP.schedule.levels(torch.tensor(t, dtype=torch.float64)))
+    x = alpha * x0 + sigma * noise.normal("init", 0, (2,), torch.float64)
+    (held,) = rule.constraints(told)
+    assert (rule.covered(VP, sy, t, s) == 1) == whole
+    post = held.correct(Posterior(x0), x, t, s)
+    solver = rule.solver(told)
+    (stage,) = solver.plan(VP, torch.tensor([t, s], dtype=torch.float64)).entries
+    z = solver.draw(stage, x, noise) if stage.noise is not None else None
+    moved = solver.step(stage, x, post, NOTHING, z)[0]
+    alpha, sigma = (float(c) for c in VP.schedule.levels(torch.tensor(s, dtype=torch.float64)))
+    rest = moved - alpha * x0
+    assert (rest.mean(0).abs() < 5 * sigma / rows**0.5).all()
+    assert abs(float(rest[:, 0].var()) / sigma**2 - 1) < 0.025
+    assert "reproduced" not in " ".join(rule.check(told)) and "reproduced" in make_restorer("ddnm").check(told)[0]
+    with pytest.raises(ValueError, match="give eta above 0"):
+        make_restorer("ddnm", scaled=True, eta=0.0)
+
+
+def test_twists_are_likelihoods() -> None:
+    """log N(y; A m, sy^2 + r^2 A A^T) up to what all particles share, and at the end log N(y; A x_0, sy^2)."""
+    prior, sy, v = image_prior(), 0.2, 0.4
+    operator, x = Downsample((1, 4, 4), 2), normal(3, 1, 4, 4, seed=6)
+    y = operator(normal(1, 1, 4, 4, seed=7)).expand(3, 1, 2, 2)
+    twist = Twist(prior, operator, y, sy, v, True)
+    matrix, mean = dense(operator), prior(x, 0.4).mean
+    alpha, sigma = VP.coefficients(0.4, x)
+    spread = v * sigma**2 / (sigma**2 + alpha**2 * v)
+    cases = {
+        "on the way": (twist(x, 0.4).extras["twist"], mean, sy**2 * torch.eye(4) + spread * matrix @ matrix.T),
+        "at the end": (twist.log_likelihood(x), x, sy**2 * torch.eye(4).double()),
+    }
+    for name, (found, at, cov) in cases.items():
+        law = torch.distributions.MultivariateNormal(operator(at).flatten(1), cov.double())
+        exact = law.log_prob(y.flatten(1))
+        torch.testing.assert_close(found - found[0], exact - exact[0], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_options_have_types_and_limits() -> None:
+    for name, options, said in (
+        ("dps", {"scale": "much"}, "dps: scale='much' does not fit; expected float | none"),
+        ("ddnm", {"eps": "old"}, "ddnm: eps='old' does not fit; expected 'own' | 'new'"),
+        ("mmps", {"iterations": 2.5}, "expected int"),
+        ("dds", {"gamma": -1.0}, "gamma=-1.0 must not be negative"),
+        ("dds", {"iterations": 0}, "iterations=0 must be at least 1"),
+        ("ilvr", {"weight": 1.5}, "weight=1.5 is a share"),
+        ("mcg", {"scale": -1}, "scale=-1.0 must not be negative"),
+        ("daps", {"beta": 0.0}, "beta=0.0 must be positive"),
+        ("daps-moments", {"lowest": 0.0}, "lowest=0.0 must be positive"),
+        ("resample", {"every": 0}, "every=0 must be at least 1"),
+        ("psld", {"gamma": -0.1}, "gamma=-0.1 must not be negative"),
+        ("jfps", {"iterations": 0}, "iterations=0 must be at least 1"),
+        ("score-mri", {"weight": -1.0}, "weight=-1.0 must not be negative"),
+        ("red-diff", {"betas": [0.9, 1.0]}, r"must lie in \[0, 1\)"),
+    ):
+        with pytest.raises((ValueError, ConfigError), match=re.escape(said) if "\\" not in said else said):
+            make_restorer(name, **options)
+    assert make_restorer("dps", scale="50").scale == 50  # as a command line has it
+    solver = DDIM(eta=0.5)
+    assert make_restorer("mmps", solver=solver).solver is solver
+
+
+def test_another_solver_goes_by_its_name() -> None:
+    operator = Mask((1, 4, 4), MASK)
+    told = problem(image_prior(), operator, operator(normal(2, 1, 4, 4, seed=3)), 0.1)
+    named, made = (
+        make_restorer("mmps", solver=one).solve(told, KeyedNoise(0, range(2)), 5) for one in ("heun", Heun())
+    )
+    assert torch.equal(named.x, made.x) and named.nfe == 9
 
 
 def test_dps_without_a_push_is_ancestral_sampling_bit_for_bit() -> None:

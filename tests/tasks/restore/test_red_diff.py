@@ -250,6 +250,13 @@ def test_every_schedule_and_number_of_steps_gives_finite_answers(schedule, steps
         assert bool(solve(p, steps, weight=weight).isfinite().all())
 
 
+def test_a_thousand_steps_stay_near_the_data():
+    mask = Mask((_DIM,), torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    y = mask(normals(2, _DIM, seed=14))
+    found = solve(problem(prior(), mask, y), 1000)
+    assert bool(found.isfinite().all()) and float((mask(found) - y).abs().max()) < 0.5
+
+
 def test_weights_are_capped():
     options = RedDiff(lam=1.0, weight="square", max_weight=10.0)
     times = torch.tensor([1.0, 0.5], dtype=torch.float64)

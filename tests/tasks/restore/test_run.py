@@ -345,6 +345,8 @@ def test_what_cannot_be_done_is_said(model: Model) -> None:
         ("Channels must agree", {"operator": Identity((3, 8, 8)), "y": pictures(1, 3, 8, 8)}),
         ("leave tile out", {"tile": 4}),
         ("complex", {"y": y.to(torch.complex64)}),
+        ("budget=0 must be at least 1", {"budget": 0}),
+        ("tile=-3 must be at least 0", {"tile": -3}),
     ]
     for message, given in cases:
         seen = given.pop("y", y)
@@ -353,7 +355,7 @@ def test_what_cannot_be_done_is_said(model: Model) -> None:
             restore(model, seen, given.pop("operator", hole), given.pop("method", "auto"), **{"steps": 2, **given})
     with pytest.raises(TypeError, match="needs a Model or a Denoiser"):
         restore("digits", y, hole)
-    assert "ddrm" not in working_methods(jpeg)
+    assert "ddrm" not in working_methods(jpeg) and "supervised" not in working_methods(jpeg)
 
 
 def test_what_will_go_wrong_is_warned_of(model: Model) -> None:
@@ -361,7 +363,8 @@ def test_what_will_go_wrong_is_warned_of(model: Model) -> None:
     asked: list[tuple[str, Any, float, str]] = [
         ("ddnm", hole, 0.1, "will be reproduced"),
         ("ddnm", blur, 0.0, "ill-conditioned"),
-        ("mmps", hole, 0.0, "was raised to"),
+        ("mmps", hole, 0.0, "was raised to 0.00577 (model units)"),
+        ("diffpir", hole, 0.0, "was raised to 0.002 (model units)"),
         ("mmps", hole, 8.0, "Divide by 127.5"),
     ]
     for method, operator, std, warning in asked:

@@ -125,6 +125,9 @@ def test_with_eta_b_1_it_is_ddnm_plus() -> None:
     ours = sample(prior(), noise=noise, shape=(4,), solver=solver, grid=grid, dtype=torch.float64, start=start).x
     zs = [noise.normal("step", k, (4,), torch.float64) for k in range(15)]
     torch.testing.assert_close(ours, ddnm_plus(prior(), operator, y, sy, grid, start, zs), rtol=0, atol=1e-10)
+    # From plain noise what y says is missing at S = 157 alone, of which the answer takes 1 / S^2.
+    plain = VP.schedule.sigma(torch.ones((), dtype=torch.float64)) * noise.normal("init", 0, (4,), torch.float64)
+    torch.testing.assert_close(ours, ddnm_plus(prior(), operator, y, sy, grid, plain, zs), rtol=0, atol=1e-4)
 
 
 def test_snips_keeps_the_posterior_of_each_level() -> None:

@@ -50,9 +50,10 @@ def offers(operator: Operator) -> set[str]:
 
 
 def working_methods(operator: Operator) -> list[str]:
-    """Return the names of the methods that can solve problems with this operator."""
+    """Return the names of the methods that can solve problems with this operator, whatever the model."""
     has = offers(operator)
-    return [name for name in RESTORERS if set(restorer_class(name).needs) <= has]
+    needs = {name: set(restorer_class(name).needs) for name in RESTORERS}
+    return [name for name, needed in needs.items() if needed and needed <= has]
 
 
 def check_needs(name: str, needs: tuple[str, ...], operator: Operator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, cast
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class RangeProjection(Constraint):
         operator, y: The measurement; its noise is reproduced.
         eps: "own": the network's noise is kept, as in the published code; "new": it follows from the new mean, which
             doubles the spread (measured) and is there to show it.
+        share: From the times of a step to the part of the correction that is made; None: all of it.
 
     Source: Wang et al. 2022, "Zero-shot image restoration using denoising diffusion null-space model",
         arXiv:2212.00490, eq. 13.
@@ -31,13 +33,19 @@ class RangeProjection(Constraint):
     stateless: ClassVar[bool] = True
 
     def __init__(
-        self, process: GaussianProcess, operator: LinearOperator, y: Tensor, eps: Literal["own", "new"] = "own"
+        self,
+        process: GaussianProcess,
+        operator: LinearOperator,
+        y: Tensor,
+        eps: Literal["own", "new"] = "own",
+        share: Callable[[Time, Time], float] | None = None,
     ) -> None:
-        self.process, self.operator, self.y, self.eps = process, operator, y, eps
+        self.process, self.operator, self.y, self.eps, self.share = process, operator, y, eps, share
 
     def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
         """Project the answer."""
-        mean = post.mean - self.operator.pinv(self.operator(post.mean) - self.y)
+        back = self.operator.pinv(self.operator(post.mean) - self.y)
+        mean = post.mean - (back if self.share is None else self.share(t, s) * back)
         return cast(Posterior, self.process.with_mean(post, x, t, mean, self.eps))
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.mixture import MixtureDenoiser
 from undiffuse.guidance.covariance import JFPS, MMPS, TMPD
-from undiffuse.guidance.measurement import PiGDM, Proximal
+from undiffuse.guidance.measurement import LEAST_TAKEN, PiGDM, Proximal
+from undiffuse.limits import at_least_one
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.sampling.ddim import DDIM
+from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.resampling import Resampled
 from undiffuse.sampling.solver import Solver
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
@@ -32,11 +34,12 @@ class Corrected(Restorer):
 
     Args:
         grid: Spacing of the steps; see `process.make_grid`.
-        solver: Another solver than the method's own, for experiments; options of its own are then not used.
+        solver: Another solver than the method's own, or its name, for experiments; options of its own are then not
+            used.
     """
 
     grid: str = "logsnr"
-    solver: Solver | None = None
+    solver: Solver | str | None = None
 
     @abstractmethod
     def wrap(self, problem: Problem) -> Denoiser:
@@ -49,7 +52,7 @@ class Corrected(Restorer):
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down with the corrected mean."""
         grid = grid_of(problem, steps, self.grid)
-        solver = self.solver or self.rule(problem)
+        solver = make_solver(self.solver) if isinstance(self.solver, str) else self.solver or self.rule(problem)
         return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), gradient=self.gradient)
 
 
@@ -160,6 +163,10 @@ class JFPSRestorer(Matched):
     covariance: Tensor | None = None
     iterations: int = 20
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "iterations")
+
     def wrap(self, problem: Problem) -> Denoiser:
         """Put JFPS around the prior."""
         covariance: Tensor | float = problem.data_var
@@ -226,6 +233,10 @@ class DiffPIRRestorer(Corrected):
         zeta = self.zeta if self.zeta is not None else 0.6 if misses_elements(problem) else 0.3
         return DDIM(eta=zeta**0.5, rule="mixed")
 
+    def check(self, problem: Problem) -> list[str]:
+        """Say where the noise was floored."""
+        return raised_warning(problem, LEAST_TAKEN)
+
 
 def floored(problem: Problem) -> float | Tensor:
     """Return the noise of y, at least `LEAST_NOISE` of the data's standard deviation."""
@@ -243,10 +254,16 @@ def floored_number(problem: Problem) -> float:
 
 def floor_warning(problem: Problem) -> list[str]:
     """Say that `floored` raised the noise."""
-    least = LEAST_NOISE * problem.data_var**0.5
+    return raised_warning(problem, LEAST_NOISE * problem.data_var**0.5)
+
+
+def raised_warning(problem: Problem, least: float) -> list[str]:
+    """Say that the noise was raised to `least`, where it was below."""
     if problem.noise_model is not None or problem.noise_std >= least:
         return []
-    return [f"noise_std={problem.noise_std:g} was raised to {least:.3g}: this method divides by the noise."]
+    return [
+        f"noise_std={problem.noise_std:g} was raised to {least:.3g} (model units): this method divides by the noise."
+    ]
 
 
 def misses_elements(problem: Problem) -> bool:

@@ -18,6 +18,7 @@ from undiffuse.denoisers.linearised import Linearised
 from undiffuse.guidance.covariance import MMPS
 from undiffuse.guidance.measurement import posterior_variance
 from undiffuse.guidance.push import descent
+from undiffuse.limits import at_least_one, not_negative, positive
 from undiffuse.noise import NoiseSource
 from undiffuse.operators.base import LinearOperator
 from undiffuse.process.gaussian import GaussianProcess
@@ -56,6 +57,10 @@ class MomentMatchedDAPS(Restorer):
     lowest: float = _LOWEST
     iterations: int = 64
     covariance: Literal["auto", "exact", "isotropic"] = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "highest", "lowest")
+        at_least_one(self, "iterations")
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down the levels with fresh noise at each."""
@@ -160,6 +165,11 @@ class LangevinDAPS(Restorer):
     chain: int = 100
     beta: float = 0.01
     rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        positive(self, "highest", "lowest", "beta", "rate")
+        at_least_one(self, "inner")
+        not_negative(self, "chain")
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down the levels."""

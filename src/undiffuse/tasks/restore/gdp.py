@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.posterior import Posterior
+from undiffuse.guidance.measurement import posterior_variance
 from undiffuse.guidance.push import descent
 from undiffuse.noise import NoiseSource
-from undiffuse.operators.base import Operator
+from undiffuse.operators.base import Operator, per_row
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
@@ -22,6 +23,10 @@ from undiffuse.tasks.restore.walk import grid_of, process_of, walk
 
 class DataGradient(Constraint):
     """mean <- mean - step grad |y - f A(mean) - m|^2 / 2, a few times; f and m are learned beside it where asked for.
+
+    They are the line through y over A(mean), followed slowly, and the more slowly the less of the data's variance the
+    answer explains. The answer is the network's own: one that has just been moved towards y tells the length of that
+    move (f = sqrt(1 / step) whatever the light was), and an answer to pure noise tells nothing.
 
     Args:
         process: Of the denoiser.
@@ -43,26 +48,32 @@ class DataGradient(Constraint):
     def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
         """Guide the answer, and the degradation's parameters by it."""
         mean = post.mean
-        for _ in range(self.options.repeats):
-            mean = mean + self.step * descent(self._loss, mean)
         if self.options.light:
-            self._learn(mean)
+            self._learn(mean, x, t)
+        step = self.step / per_row(self.factor.flatten().square().clamp(min=1e-2), mean)
+        for _ in range(self.options.repeats):
+            mean = mean + step * descent(self._loss, mean)
         return cast(Posterior, self.process.with_mean(post, x, t, mean, "new"))
 
     def _loss(self, mean: Tensor) -> Tensor:
         rest = self.problem.y - self.factor * self.problem.operator(mean) - self.offset
         return 0.5 * rest.flatten(1).square().sum(1)
 
-    def _learn(self, mean: Tensor) -> None:
-        """The factor that fits best by least squares, and the mean of what is left over, each followed slowly."""
-        seen = self.problem.operator(mean)
+    def _learn(self, mean: Tensor, x: Tensor, t: Time) -> None:
+        """Follow the line through y over A(mean) as fast as the answer is known."""
+        seen, y = self.problem.operator(mean), self.problem.y
         axes = tuple(range(1, seen.ndim))
-        size = seen.square().mean(axes, keepdim=True)
-        fit = ((self.problem.y - self.offset) * seen).mean(axes, keepdim=True) / size.clamp(min=1e-6)
-        rate = self.options.rate
-        self.factor = (1 - rate) * self.factor + rate * fit
-        rest = self.problem.y - self.factor * seen
-        self.offset = (1 - rate) * self.offset + rate * rest.mean(axes, keepdim=True)
+        bright, measured = seen.mean(axes, keepdim=True), y.mean(axes, keepdim=True)
+        spread = (seen - bright).square().mean(axes, keepdim=True)
+        fit = ((y - measured) * (seen - bright)).mean(axes, keepdim=True) / spread.clamp(min=1e-6)
+        rate = self.options.rate * self._known(x, t, y)
+        self.factor = self.factor + rate * (fit - self.factor)
+        self.offset = self.offset + rate * (measured - self.factor * bright - self.offset)
+
+    def _known(self, x: Tensor, t: Time, like: Tensor) -> float | Tensor:
+        """Return the share of the data's variance that an answer at `t` explains."""
+        known = 1 - posterior_variance(self.process, x, t, self.problem.data_var) / self.problem.data_var
+        return per_row(known.flatten(1).mean(1), like) if isinstance(known, Tensor) else known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +81,7 @@ class GDPRestorer(Restorer):
     """Generative diffusion prior.
 
     Args:
-        scale: Length of a gradient step, in units of 1 / |A|^2: 1 is the longest that cannot overshoot.
+        scale: Length of a gradient step, in units of 1 / |f A|^2: 1 is the longest that cannot overshoot.
         repeats: Gradient steps per answer.
         light: Learn a factor and an offset of the measurement, as for pictures taken in low light.
         rate: How fast those follow the answer.
@@ -86,7 +97,7 @@ class GDPRestorer(Restorer):
     scale: float = 0.5
     repeats: int = 1
     light: bool = False
-    rate: float = 0.1
+    rate: float = 0.3
     eta: float = 1.0
     grid: str = "t"
 

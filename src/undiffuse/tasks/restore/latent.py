@@ -11,6 +11,7 @@ from torch import Tensor
 from undiffuse.codecs.codec import Codec
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.guidance.push import descent
+from undiffuse.limits import at_least_one, positive
 from undiffuse.noise import NoiseSource
 from undiffuse.operators.base import Operator
 from undiffuse.process.gaussian import GaussianProcess
@@ -155,6 +156,10 @@ class ReSampleRestorer(Restorer):
     rate: float = 0.02
     gamma: float = 40.0
     grid: str = "t"
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "every", "descents")
+        positive(self, "rate", "gamma")
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down with DDIM, fitted on the way."""

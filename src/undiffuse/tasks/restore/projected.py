@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
+from undiffuse.limits import at_least_one, not_negative, share
 from undiffuse.noise import NoiseSource
+from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.langevin import PredictorCorrector
 from undiffuse.sampling.resampling import Resampled
-from undiffuse.sampling.solver import Solver
+from undiffuse.sampling.solver import Columns, Solver
+from undiffuse.sampling.steps import Steps
 from undiffuse.tasks.restore.constraints import DataFit, RangeProjection, StateFit, poorly_conditioned
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, process_of, walk
@@ -32,22 +40,22 @@ class Held(Restorer):
         """Return what holds the sample to the measurement."""
         raise NotImplementedError
 
-    def solver(self) -> Solver:
+    def solver(self, problem: Problem) -> Solver:
         """Return the rule of the steps."""
         raise NotImplementedError
 
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down under the constraint."""
         grid = grid_of(problem, steps, self.grid)
-        return walk(problem, noise, self.solver(), grid, constraints=self.constraints(problem))
+        return walk(problem, noise, self.solver(problem), grid, constraints=self.constraints(problem))
 
     def check(self, problem: Problem) -> list[str]:
         """Warn of noise that will be reproduced, and of operators that amplify it."""
         found = []
         if problem.noise_std > 0 or problem.noise_model is not None:
             found.append(
-                f"noise of {problem.noise_std:g} in y will be reproduced: this method takes y for exact; use mmps, "
-                "diffpir or ddrm."
+                f"noise of {problem.noise_std:g} (model units) in y will be reproduced: this method takes y for exact; "
+                "use mmps, diffpir or ddrm."
             )
         operator: Any = problem.operator
         if operator.linear and poorly_conditioned(operator):
@@ -71,11 +79,33 @@ class Projected(Held):
     jump: int = 1
     repeats: int = 1
 
-    def solver(self) -> Solver:
+    def steps(self, problem: Problem) -> Solver:
+        """Return the rule of a step without travel."""
+        return DDIM(eta=self.eta, rule=self.rule)
+
+    def solver(self, problem: Problem) -> Solver:
         """Return the rule of the steps."""
-        steps = DDIM(eta=self.eta, rule=self.rule)
+        steps = self.steps(problem)
         travels = {"passes": self.repeats, "jump": self.jump, "last": True}
         return steps if self.repeats == 1 else Resampled(solver=steps, **travels)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessNoise(DDIM):
+    """DDIM whose steps add what is missing to noise that the mean has already: sqrt(n^2 - min(n, |k| known)^2).
+
+    Args:
+        known: Standard deviation of the mean's noise; k is the mean's factor in a step.
+    """
+
+    known: float = 0.0
+
+    def coefficients(self, steps: Steps) -> Columns:
+        """Lessen the noise of every step."""
+        columns = super().coefficients(steps)
+        assert columns.noise is not None
+        brought = torch.minimum(columns.noise, self.known * columns.mean.abs())
+        return replace(columns, noise=(columns.noise**2 - brought**2).clamp(min=0).sqrt())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +114,46 @@ class DDNMRestorer(Projected):
 
     Args:
         eps: "own" noise, or "new" to see why not.
+        scaled: Make as much of each correction as the noise of a step covers, and lessen that noise by it: DDNM+
+            without singular values, for operators whose pseudo-inverse does not amplify noise, such as masks. The noise
+            of an answer then follows from its corrected mean, whatever `eps` is.
+
+    Source: Wang et al. 2022, arXiv:2212.00490, eq. 17 to 19.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("linear", "pinv")
     eps: Literal["own", "new"] = "own"
+    scaled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scaled and self.eta == 0:
+            raise ValueError("scaled=true weighs corrections by the fresh noise of a step; give eta above 0.")
+
+    def steps(self, problem: Problem) -> Solver:
+        """Return the rule of a step without travel."""
+        if not self.scaled:
+            return super().steps(problem)
+        return LessNoise(eta=self.eta, rule=self.rule, known=problem.noise_std)
 
     def constraints(self, problem: Problem) -> Sequence[Constraint]:
         """Project every answer."""
-        return [RangeProjection(process_of(problem), _linear(problem), problem.y, self.eps)]
+        process, told = process_of(problem), (_linear(problem), problem.y)
+        if not self.scaled or problem.noise_std == 0:
+            return [RangeProjection(process, *told, self.eps)]
+        return [RangeProjection(process, *told, "new", partial(self.covered, process, problem.noise_std))]
+
+    def covered(self, process: GaussianProcess, noise_std: float, t: Time, s: Time) -> float:
+        """Return the part of a correction whose noise is no more than the step's own."""
+        if isinstance(t, Tensor) or isinstance(s, Tensor):
+            raise ValueError("scaled=true takes times shared by the batch; use a grid without items.")
+        c_x0, c_eps, std = (float(c) for c in process.bridge(t, s, self.rule, self.eta))
+        alpha, sigma = (float(c) for c in process.coefficients(t, torch.zeros(1)))
+        brought = abs(c_x0 - c_eps * alpha / sigma) * noise_std
+        return min(1.0, std / brought) if brought else 1.0
+
+    def check(self, problem: Problem) -> list[str]:
+        """Warn of noise that will be reproduced where nothing is scaled, and of operators that amplify it."""
+        return super().check(replace(problem, noise_std=0.0, noise_model=None) if self.scaled else problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +168,10 @@ class DDSRestorer(Projected):
     noise: ClassVar[bool] = True
     gamma: float | None = None
     iterations: int = 5
+
+    def __post_init__(self) -> None:
+        not_negative(self, "gamma")
+        at_least_one(self, "iterations")
 
     def constraints(self, problem: Problem) -> Sequence[Constraint]:
         """Fit every answer to the data."""
@@ -150,6 +216,9 @@ class ILVRRestorer(Projected):
     weight: float = 1.0
     until: float = 0.0
 
+    def __post_init__(self) -> None:
+        share(self, "weight", "until")
+
     def constraints(self, problem: Problem) -> Sequence[Constraint]:
         """Replace what the operator keeps after every step."""
         options: dict[str, Any] = {"noise": "x", "weight": self.weight, "until": self.until}
@@ -170,7 +239,10 @@ class ScoreMRIRestorer(Held):
     weight: float = 1.0
     snr: float = 0.16
 
-    def solver(self) -> Solver:
+    def __post_init__(self) -> None:
+        not_negative(self, "weight")
+
+    def solver(self, problem: Problem) -> Solver:
         """Return the predictor-corrector."""
         return PredictorCorrector(snr=self.snr)
 

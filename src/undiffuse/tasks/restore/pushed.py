@@ -10,6 +10,7 @@ from torch import Tensor
 
 from undiffuse.guidance.measurement import PiGDM
 from undiffuse.guidance.push import Direction, GradientPush, descent
+from undiffuse.limits import not_negative
 from undiffuse.noise import NoiseSource
 from undiffuse.operators.base import per_row
 from undiffuse.process.times import Time
@@ -135,6 +136,9 @@ class MCGRestorer(Pushing):
     needs: ClassVar[tuple[str, ...]] = ("linear", "pinv")
     scale: float = 0.1
 
+    def __post_init__(self) -> None:
+        not_negative(self, "scale")
+
     def direction(self, problem: Problem, steps: int) -> Direction:
         """Return minus the gradient of the squared misfit, back-projected."""
         operator: Any = problem.operator
@@ -157,7 +161,10 @@ class MCGRestorer(Pushing):
         """Warn of noise that will be reproduced."""
         if problem.noise_std == 0 and problem.noise_model is None:
             return []
-        return [f"noise of {problem.noise_std:g} in y will be reproduced: this method takes y for exact; use mmps."]
+        return [
+            f"noise of {problem.noise_std:g} (model units) in y will be reproduced: this method takes y for exact; use "
+            "mmps."
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +181,10 @@ class PSLDRestorer(DPSRestorer):
     needs: ClassVar[tuple[str, ...]] = ("codec", "linear-pixels")
     experimental: ClassVar[bool] = True
     gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative(self, "gamma")
 
     def direction(self, problem: Problem, steps: int) -> Direction:
         """Return minus the gradient of both terms."""

@@ -129,6 +129,8 @@ class RedDiff(Restorer):
         for name in ("lam", "std", "repulsion"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} must lie in [0, 1).")
         for name in ("lr", "max_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")

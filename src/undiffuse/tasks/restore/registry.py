@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from undiffuse._lazy import resolve
 from undiffuse.words import did_you_mean
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from undiffuse.tasks.restore.restorer import Restorer
 
 _HOME = "undiffuse.tasks.restore"
+_PLAIN = (bool, int, float, str, type(None))
 
 RESTORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mmps": (f"{_HOME}.corrected:MMPSRestorer", {}),
@@ -48,15 +51,33 @@ def make_restorer(name: str, **options: Any) -> Restorer:
 
     Raises:
         ValueError: The name or an option is unknown, or an option is out of range.
+        ConfigError: An option has another type.
     """
     restorer = restorer_class(name)
-    try:
-        return restorer(**{**RESTORERS[name][1], **options})
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(restorer)) or "none"
+    known = [field.name for field in fields(restorer)]
+    if not set(options) <= set(known):
         raise ValueError(
-            f"method {name!r} does not take these options ({', '.join(options)}); its own are: {known}."
-        ) from error
+            f"method {name!r} does not take these options ({', '.join(options)}); its own are: "
+            f"{', '.join(known) or 'none'}."
+        )
+    hints = get_type_hints(restorer) if options else {}
+    given = {key: _typed(f"{name}: {key}", hints[key], value) for key, value in options.items()}
+    return restorer(**{**RESTORERS[name][1], **given})  # type: ignore[no-any-return]
+
+
+def _typed(key: str, hint: Any, value: Any) -> Any:
+    """Return a value as the type that a field declares; objects, such as a solver or a tensor, pass as they are.
+
+    Raises:
+        ConfigError: It has another type.
+    """
+    from undiffuse.config.schema import members
+    from undiffuse.config.values import read_value
+
+    objects = tuple(part for part in members(hint) if isinstance(part, type) and part not in _PLAIN)
+    if objects and isinstance(value, objects):
+        return value
+    return read_value(key, reduce(or_, (part for part in members(hint) if part not in objects)), value)
 
 
 def restorer_class(name: str) -> Any:

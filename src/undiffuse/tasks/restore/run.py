@@ -91,7 +91,8 @@ def restore(
         ValueError: What was given does not fit together; the message says what would.
         TypeError: Not a model.
     """
-    check_counts(samples=samples, batch_size=batch_size, steps=steps)
+    check_counts(samples=samples, batch_size=batch_size, steps=steps, budget=budget)
+    check_counts(0, tile=tile, overlap=overlap)
     if not 0 < start <= 1:
         raise ValueError(f"start={start} is outside of (0, 1].")
     prior = prior_of(model, operator.in_shape, wrap)
