@@ -88,6 +88,20 @@ def test_unknown_words_are_counted(text: Path, tmp_path: Path):
     assert data.spec.vocabulary == ("?", "the", "<unused 2>", "cat")
 
 
+def test_padded_rows_have_no_bound(text: Path, tmp_path: Path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[PAD]": 0, "the": 1, "cat": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    small = ["model.width=16", "model.depth=1", "model.heads=2", "data.length=4", f"data.tokenizer={tmp_path}"]
+    recipe, data = choose(str(text), "text", [small])
+    model = Model(build_denoiser(recipe, data.spec).eval(), data.spec)
+    assert model.elbo(torch.tensor([[1, 2, 1, 2], [2, 0, 1, 2]])).mean > 0
+    for row in ([1, 2, 0, 0], [0, 1, 2, 1]):
+        with pytest.raises(ValueError, match=r"1 of 2 row\(s\) begin or end in '\[PAD\]'.*one length at a time"):
+            model.elbo(torch.tensor([[1, 2, 1, 2], row]))
+
+
 def test_what_is_no_tokenizer_or_no_data_is_refused(text: Path, tokenizer: Path, tmp_path: Path):
     with pytest.raises(DataError, match="there is no tokenizer"):
         open_data(str(text), DataOptions(tokenizer=str(tmp_path / "missing")))

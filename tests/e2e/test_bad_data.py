@@ -89,7 +89,7 @@ def test_one_picture_cannot_be_split_but_can_be_learnt_by_heart(undiffuse: Comma
     assert undiffuse("train", "one.png", *TINY, "data.holdout=0.1").refuses("1 item", "data.holdout=0")
     answer = undiffuse("train", "one.png", *TINY)
     assert answer.code == 0, answer
-    assert "a single item" in answer.out
+    assert "data     warning: a single item" in answer.out and "warning: data" not in answer.out
 
 
 def test_pictures_of_mixed_sizes_are_brought_to_one_and_that_is_said(undiffuse: Command, tmp_path: Path):

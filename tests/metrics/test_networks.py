@@ -117,6 +117,9 @@ def test_inception_reads_safetensors_and_nothing_else(tmp_path: Path):
     path.write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(CheckpointError, match="pickle"):
         load_inception(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"there is no Inception file .*inception\.safetensors; make it of"):
+        load_inception(path)
 
 
 def test_average_pools_of_inception_do_not_count_their_padding():

@@ -151,3 +151,14 @@ def test_what_would_do_nothing_is_refused() -> None:
     vectors = DataSpec(kind="vector", shape=(3,))
     with pytest.raises(ValueError, match="vector data without a range"):
         Model(small_model().denoiser, vectors).sample(2, threshold="static")
+
+
+def test_guidance_by_a_null_that_was_never_trained_is_refused() -> None:
+    never = {"recipe": {"objective": {"drop": 0.0}, "train": {"init": None}}}
+    model = small_model(info=never)
+    with pytest.raises(ValueError, match=r"guidance=2\.0 compares with no condition.*objective\.drop=0"):
+        run(model, guidance=2.0)
+    assert torch.equal(run(model, guidance=1.0), run(model))
+    run(model, guidance=2.0, negative={"label": "c"})  # which is trained
+    begun = {"recipe": {"objective": {"drop": 0.0}, "train": {"init": "runs/before"}}}
+    run(small_model(info=begun), guidance=2.0)  # whose weights may know it

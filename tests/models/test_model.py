@@ -104,6 +104,8 @@ def test_a_model_without_conditions_says_so() -> None:
         ({"n": 2, "steps": -4}, "steps=-4"),
         ({"n": 2, "solver": "dim"}, "Did you mean 'ddim'"),
         ({"n": 2, "grid": "lognsr"}, "lognsr"),
+        ({"n": 2, "grid": ["t"]}, "neither the name of a spacing nor times"),
+        ({"n": 2, "grid": [1.0, 0.0], "steps": 3}, "steps=3 was given beside a grid"),
         ({"n": 2, "guidance": -1.0, "cond": {"label": 0}}, "scale=-1"),
         ({"n": 2, "solver": "ddim", "solver_options": {"eta": 3.0}}, "eta=3"),
         ({"n": 2, "prefix": "ab"}, "prefix needs a token model"),
@@ -112,6 +114,15 @@ def test_a_model_without_conditions_says_so() -> None:
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vector_model().sample(**arguments)
+
+
+def test_times_may_be_a_list() -> None:
+    times = [1.0, 0.6, 0.3, 0.0]
+    found = vector_model().sample_result(2, grid=times)
+    assert found.nfe == 3
+    assert torch.equal(found.x, vector_model().sample_result(2, grid=torch.tensor(times, dtype=torch.float64)).x)
+    with pytest.raises(PlanError, match="rises at step 1"):
+        vector_model().sample(2, grid=[1.0, 0.5, 0.7, 0.0])
 
 
 @pytest.mark.parametrize("steps", [0, -2])

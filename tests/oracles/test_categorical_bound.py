@@ -1,7 +1,8 @@
-"""The discrete-time bound of the uniform process, summed over all noisy sequences; see also tests/training."""
+"""The discrete-time bound, summed over all noisy sequences; see also tests/training."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -9,8 +10,8 @@ from undiffuse.denoisers.elbo import elbo, step_kl
 from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.noise import KeyedNoise
 from undiffuse.papers.token_chains import all_sequences, small_joint, token_chain
-from undiffuse.process.categorical import CategoricalProcess
-from undiffuse.process.keep import RootCosineKeep
+from undiffuse.process.categorical import CategoricalKind, CategoricalProcess
+from undiffuse.process.keep import KeepSchedule, LinearKeep, RootCosineKeep
 
 
 def exact_bound(denoiser: JointDenoiser, tokens: Tensor, levels: int) -> Tensor:
@@ -31,9 +32,12 @@ def exact_bound(denoiser: JointDenoiser, tokens: Tensor, levels: int) -> Tensor:
     return total
 
 
-def test_each_value_bounds_the_chain_but_not_the_joint():
+@pytest.mark.parametrize(
+    ("kind", "keep"), [("uniform", RootCosineKeep()), ("absorbing", LinearKeep()), ("mask-replace", LinearKeep())]
+)
+def test_each_value_bounds_the_chain_but_not_the_joint(kind: CategoricalKind, keep: KeepSchedule) -> None:
     """Of the sampler that draws the tokens of a step independently, with as many steps as levels."""
-    denoiser = JointDenoiser(small_joint(), CategoricalProcess("uniform", 3, RootCosineKeep()))
+    denoiser = JointDenoiser(small_joint(), CategoricalProcess(kind, 3, keep))
     bound = exact_bound(denoiser, all_sequences(3, 3), 4)
     own, truth = token_chain(denoiser, 3, 4).law().flatten(), small_joint().flatten()
     assert bool((bound >= -own.log() - 1e-10).all())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +176,22 @@ def test_it_samples_in_fewer_steps_with_everything_on_and_a_row_alone_is_the_sam
     assert both.nfe == 2 * 5 and bool((both.x < K).all())  # guidance 5; 5 and 4 masks, two at a time
     alone = model.sample_result(1, first=1, cond={"prompt": "dog"}, **words)
     assert torch.equal(alone.x[0], both.x[1])
-    assert model.sample(1, cond={"prompt": "dog"}, steps=3).shape == (1, 3, 6, 6)
-    strides = model.sample_result(1, steps=5, guidance=1.0, trajectory=True)
+    with pytest.warns(UserWarning, match=f"knows {T} times; between them it is asked at the nearest"):
+        assert model.sample(1, cond={"prompt": "dog"}, steps=3).shape == (1, 3, 6, 6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the network knows")
+        strides = model.sample_result(1, steps=5, guidance=1.0, trajectory=True)
     assert strides.nfe == 5
+
+
+def test_tokens_of_another_grid_or_codebook_are_refused(pair: tuple[Any, Model, Path]) -> None:
+    known = pair[1].denoiser
+    assert isinstance(known, PromptedTokens)
+    oblong = replace(known.spec, shape=(6,), grid=(2, 3))
+    with pytest.raises(ValueError, match=r"works on 3 x 3 tokens, the codec makes \(2, 3\)"):
+        PromptedTokens(known.transformer, known.process, known.reader, oblong)
+    with pytest.raises(ValueError, match="has 10 states, masks among them, and the codec 7 code vectors"):
+        PromptedTokens(known.transformer, CategoricalProcess("mask-replace", 7), known.reader, known.spec)
 
 
 def test_features_are_maps_on_the_grid_of_the_tokens(pair: tuple[Any, Model, Path]) -> None:

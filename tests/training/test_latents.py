@@ -10,7 +10,9 @@ from PIL import Image
 
 import undiffuse as ud
 from undiffuse.codecs.autoencoder import Autoencoder
-from undiffuse.codecs.options import AutoencoderOptions
+from undiffuse.codecs.build import build_codec
+from undiffuse.codecs.options import AutoencoderOptions, VQOptions
+from undiffuse.codecs.vq import VQCodec
 from undiffuse.data import DataOptions, TensorDataset, open_data
 from undiffuse.errors import ConfigError
 from undiffuse.events import Message
@@ -60,6 +62,26 @@ def test_a_second_run_finds_its_latents_in_the_cache(tmp_path: Path, cache: Path
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     train("digits", out=tmp_path / "three", overrides=(*PCA, "codec.fit_items=500"), **QUICK)
     assert len(list(cache.iterdir())) == 4
+
+
+def test_tokens_are_kept_until_the_codebook_is_another(cache: Path) -> None:
+    """By a hash of items, weights and code vectors: what is found again was not encoded again."""
+    spec = DataSpec(kind="image", shape=(1, 4, 4), range=(0, 1))
+    data = TensorDataset(data=torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)), spec=spec)
+    codec = build_codec(VQOptions(width=4, halvings=1, codes=5, channels=2), spec, seed=0)
+    assert isinstance(codec, VQCodec)
+    codec.eval().requires_grad_(False)
+
+    def tokens_of(codec: VQCodec) -> torch.Tensor:
+        return encode_data(codec, data, torch.device("cpu"), lambda event: None).data
+
+    first = tokens_of(codec)
+    assert first.dtype == torch.int64 and first.shape == (6, 4)
+    found = codec.with_codebook(codec.codebook.clone()).eval()
+    found.encode = None  # type: ignore[assignment, method-assign]
+    assert torch.equal(tokens_of(found), first) and len(list(cache.iterdir())) == 1
+    other = codec.with_codebook(codec.codebook.flip(0)).eval()
+    assert torch.equal(tokens_of(other), 4 - first) and len(list(cache.iterdir())) == 2
 
 
 def test_encoded_data_keep_labels_conditions_and_mirror_images(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Print a warning for people."""
-        self.say(text if text.startswith("warning") else f"warning: {text}", "yellow")
+        self.say(text if text.startswith("warning") or " warning: " in text else f"warning: {text}", "yellow")
 
     def pairs(self, values: Mapping[str, Any]) -> None:
         """Print names and values side by side."""

@@ -37,9 +37,9 @@ def save_samples(
     """Write samples in data units (N, *shape) into `folder`; names carry the seed and the number.
 
     Args:
-        samples: Images become PNG files and a grid of the first 400, token ids texts, all else one .npy file; beside it
-            videos become moving pictures, volumes .nii.gz files (where nibabel is installed) and slices, signals with
-            a rate .wav files, and plots.
+        samples: Images become PNG files and a grid of the first 400, tokens texts (ids of an array also that), all else
+            one .npy file; beside it videos become moving pictures, volumes .nii.gz files (where nibabel is installed)
+            and slices, signals with a rate .wav files, and plots.
         spec: What they are.
         folder: Where to; made if missing.
         made_by: What makes them again, with "n" and "seed".
@@ -49,6 +49,8 @@ def save_samples(
         ValueError: `movie` is given for data that are no videos, or unknown.
         OSError: The folder or a file cannot be written; files under their final names are whole.
     """
+    from undiffuse.data.token_arrays import has_ids
+
     check_format(movie, spec)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"seed{made_by['seed']}"
@@ -56,9 +58,11 @@ def save_samples(
         return _save_images(samples, spec, folder, stem, made_by)
     described = folder / f"samples-{stem}.json"
     write_whole(described, lambda file: file.write_text(json.dumps(made_by, indent=1), encoding="utf-8"))
-    main = _save_texts(samples, spec, folder, stem) if spec.is_discrete else _save_array(samples, folder, stem)
-    shown = _save_views(samples, spec, folder, stem, made_by, movie)
-    return Saved(shown[0] if shown else main, [*shown, main, described])
+    files = [_save_texts(samples, spec, folder, stem)] if spec.is_discrete else []
+    if not spec.is_discrete or has_ids(spec):
+        files.insert(0, _save_array(samples.unflatten(1, spec.grid) if spec.grid else samples, folder, stem))
+    files = [*_save_views(samples, spec, folder, stem, made_by, movie), *files, described]
+    return Saved(files[0], files)
 
 
 def check_format(movie: str | None, spec: DataSpec) -> None:

@@ -73,8 +73,8 @@ def seed_centers(vectors: Tensor, count: int, seed: int) -> Tensor:
     """
     if count > len(vectors):
         raise ValueError(
-            f"a codebook of {count} vectors was asked for, but there are {len(vectors)} encodings; give a smaller size "
-            f"or more data."
+            f"a codebook of {count} vectors was asked for, but there are {len(vectors)} encodings; ask for "
+            f"fewer codes, or give more data."
         )
     draws = KeyedNoise(seed, [0]).uniform("order", 1, (count,))[0].tolist()
     rows = vectors.double()
@@ -84,8 +84,8 @@ def seed_centers(vectors: Tensor, count: int, seed: int) -> Tensor:
         total = distance.cumsum(0)
         if not float(total[-1]) > 0:
             raise ValueError(
-                f"a codebook of {count} vectors was asked for, but only {len(chosen)} of the encodings differ; give a "
-                f"smaller size or more varied data."
+                f"a codebook of {count} vectors was asked for, but only {len(chosen)} of the encodings differ; ask for "
+                f"fewer codes, or give more varied data."
             )
         found = int(torch.searchsorted(total, draw * total[-1], right=True))
         chosen.append(min(found, int(distance.nonzero()[-1])))  # rounding may point behind the last that differs

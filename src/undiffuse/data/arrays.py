@@ -26,6 +26,7 @@ from undiffuse.data.labels import number_labels
 from undiffuse.data.memory import require_memory
 from undiffuse.data.options import DataOptions
 from undiffuse.data.tables import Table, read_csv, read_npy, read_npz
+from undiffuse.data.token_arrays import has_ids, token_dataset
 from undiffuse.errors import DataError
 from undiffuse.noise import permutation
 from undiffuse.spec import DataSpec, Kind
@@ -61,10 +62,22 @@ def open_table(table: Table, options: DataOptions, where: str, spec: DataSpec | 
             f"{where} holds an array of shape {table.values.shape}, without items; expected one row per item."
         )
     table = _limited(table, options.limit)
+    if has_ids(spec) if spec else options.layout == "tokens":
+        return _tokens(table, options, where, spec)
     values = _as_items(table, options, spec, where)
     kind = _kind(table.values.shape, options.layout, where) if spec is None else spec.kind
     bounds = (0.0, 65535.0) if table.values.dtype == np.uint16 else None
     dataset = make_array_dataset(values, kind, where, table.labels, spec, bounds=bounds, flip=options.flip)
+    return _conditioned(dataset, table, options, where, spec) if table.beside else dataset
+
+
+def _tokens(table: Table, options: DataOptions, where: str, spec: DataSpec | None) -> TensorDataset:
+    """Read token ids, with labels and conditions as all arrays."""
+    if options.flip:
+        raise DataError(f"data.flip mirrors images and video; {where} holds token ids; leave it out.")
+    _refuse_non_finite(table, where)
+    numbers, classes, notes = _labels(table.labels, where, spec)
+    dataset = token_dataset(table.values, where, spec, numbers, classes, notes)
     return _conditioned(dataset, table, options, where, spec) if table.beside else dataset
 
 

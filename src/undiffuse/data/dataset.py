@@ -246,6 +246,8 @@ def items_in_words(count: int, spec: DataSpec) -> str:
     """Return what items are, such as "images of 8 x 8 pixels, grey"."""
     if spec.columns:
         return f"{'row' if count == 1 else 'rows'} of {len(spec.columns)} columns"
+    if spec.is_discrete:
+        return f"{'row' if count == 1 else 'rows'} of {' x '.join(map(str, spec.grid or spec.shape))} tokens"
     size = " x ".join(map(str, spec.shape[1:] if spec.kind in ("image", "signal") else spec.shape))
     noun = spec.kind if count == 1 else f"{spec.kind}s"
     if spec.kind == "image":

@@ -55,9 +55,12 @@ class DataOptions:
         metadata={"help": "text: a tokenizer of Hugging Face: tokenizer.json, a folder with it, or hf://owner/name"},
     )
     length: int = field(default=128, metadata={"help": "text: tokens in one item"})
-    layout: Literal["auto", "vector", "signal", "image", "video", "volume", "categories"] = field(
+    layout: Literal["auto", "vector", "signal", "image", "video", "volume", "categories", "tokens"] = field(
         default="auto",
-        metadata={"help": "arrays: what the axes mean; auto: by the shape; categories: a table with kinds in columns"},
+        metadata={
+            "help": "arrays: what the axes mean; auto: by the shape; categories: a table with kinds in columns; "
+            "tokens: ids of one vocabulary"
+        },
     )
     bins: int = field(default=16, metadata={"help": "tables of categories: values that a column of numbers is cut to"})
     key: str | None = field(

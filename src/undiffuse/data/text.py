@@ -14,7 +14,8 @@ from torch import Tensor
 from undiffuse.data.dataset import Problem
 from undiffuse.data.memory import require_memory
 from undiffuse.data.options import DataOptions
-from undiffuse.data.tokenizer import decode, encode, notes_on, read_tokenizer, vocabulary_of
+from undiffuse.data.token_arrays import has_ids, ids_of
+from undiffuse.data.tokenizer import decode, encode, notes_on, own_padding, read_tokenizer, vocabulary_of
 from undiffuse.errors import DataError
 from undiffuse.spec import DataSpec
 
@@ -134,6 +135,8 @@ def encode_text(text: str, spec: DataSpec, where: str = "the text") -> Tensor:
     """
     if spec.tokenizer:
         return torch.from_numpy(encode(text, spec.tokenizer, where)).long()
+    if has_ids(spec):
+        return ids_of(text, spec, where)
     if spec.vocabulary == BYTES:
         return torch.from_numpy(_byte_ids(text.encode())).long()
     return torch.from_numpy(_number(text, spec.vocabulary, where)).long()
@@ -151,6 +154,23 @@ def decode_text(tokens: Tensor, spec: DataSpec, unknown: str = "_") -> str:
         mask = unknown.encode()
         return b"".join(bytes([i]) if i < 256 else mask for i in ids).decode(errors="replace")
     return "".join(spec.vocabulary[i] if i < len(spec.vocabulary) else unknown for i in ids)
+
+
+def refuse_padding(tokens: Tensor, spec: DataSpec) -> None:
+    """Refuse ids (N, L) with rows that begin or end in the tokenizer's padding, which a mean per token would count.
+
+    Raises:
+        ValueError: A row does.
+    """
+    padding = own_padding(spec.tokenizer) if spec.tokenizer else None
+    if padding is None:
+        return
+    filled = (tokens[:, [0, -1]] == padding).any(1)
+    if bool(filled.any()):
+        raise ValueError(
+            f"{int(filled.sum())} of {len(tokens)} row(s) begin or end in {spec.vocabulary[padding]!r}, the padding of "
+            f"the tokenizer, which is no text and would count in the mean; give texts of one length at a time."
+        )
 
 
 def _read(raw: bytes, options: DataOptions, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

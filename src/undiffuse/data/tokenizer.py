@@ -15,6 +15,7 @@ from undiffuse.errors import DataError
 
 _FILE = "tokenizer.json"
 _MASKS = ("[mask]", "<mask>", "<|mask|>", "<mask_token>")
+_PADDINGS = ("[pad]", "<pad>", "<|pad|>", "<pad_token>")
 
 
 def read_tokenizer(name: str) -> str:
@@ -68,8 +69,12 @@ def vocabulary_of(text: str) -> tuple[str, ...]:
 
 def own_mask(text: str) -> int | None:
     """Return the id of the mask that the tokenizer has itself; None where it has none."""
-    known = load_tokenizer(text).get_vocab(with_added_tokens=True)
-    return next((number for token, number in known.items() if token.lower() in _MASKS), None)
+    return _named(text, _MASKS)
+
+
+def own_padding(text: str) -> int | None:
+    """Return the id with which the tokenizer fills up short texts; None where it has none."""
+    return _named(text, _PADDINGS)
 
 
 def encode(text: str, tokenizer: str, where: str) -> np.ndarray:
@@ -117,6 +122,11 @@ def notes_on(ids: np.ndarray, tokenizer: str) -> tuple[str, ...]:
             f"the process is id {len(names)}"
         )
     return tuple(found)
+
+
+def _named(text: str, names: tuple[str, ...]) -> int | None:
+    known = load_tokenizer(text).get_vocab(with_added_tokens=True)
+    return next((number for token, number in known.items() if token.lower() in names), None)
 
 
 def _from_transformers(name: str) -> str:

@@ -23,6 +23,7 @@ from undiffuse.spec import DataSpec
 
 PROMPT = "prompt"
 """Name of the condition: text, which is missing for the learned null."""
+_ROUNDING = 1e-3  # of a float32 time, in levels
 
 
 class PromptReader(nn.Module):
@@ -59,8 +60,8 @@ class PromptReader(nn.Module):
 class PromptedTokens(Denoiser):
     """p(x_0 | x_t, prompt) by a `Transformer2DModel` with vector-quantised input, whose output is log p over K classes.
 
-    Times are snapped to the nearest of the T levels that its table knows. Rows of different times are asked apart;
-    times per token are refused.
+    Times are snapped to the nearest of the T levels that its table knows, with a warning. Rows of different times are
+    asked apart; times per token are refused.
 
     Args:
         transformer: The network; `num_vector_embeds` is K + 1.
@@ -134,7 +135,14 @@ class PromptedTokens(Denoiser):
         return self.reader.null.expand(batch, -1, -1)
 
     def _level(self, t: Tensor) -> Tensor:
-        return ((t.double() * self.levels).round().long() - 1).clamp(0, self.levels - 1)
+        exact = t.double() * self.levels
+        if bool(((exact - exact.round()).abs() > _ROUNDING).any()):
+            warnings.warn(
+                f"the network knows {self.levels} times; between them it is asked at the nearest. Steps that divide "
+                f"{self.levels} meet its times.",
+                stacklevel=2,
+            )
+        return (exact.round().long() - 1).clamp(0, self.levels - 1)
 
     def _ask(self, x: Tensor, level: Tensor, read: Tensor) -> Tensor:
         """Return log p (B, L, K) in float32 at one level."""

@@ -31,6 +31,11 @@ def load_inception(path: str | Path) -> Inception:
     """
     from undiffuse.models.folder import read_tensors
 
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"there is no Inception file {path}; make it of pt_inception-2015-12-05, where you trust that: "
+            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'inception.safetensors')."
+        )
     state = {name: tensor for name, tensor in read_tensors(Path(path)).items() if not name.startswith(_UNUSED)}
     with torch.device("meta"):
         network = Inception()

@@ -167,6 +167,11 @@ def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[Guid
         scale = defaults.get("guidance", 1.0) if by else 1.0
     if references and scale == 1:
         raise ValueError("negative and autoguide need a scale other than 1, at which they do nothing; add guidance=2.")
+    if asked.get("guidance") not in (None, 1) and not references and _never_dropped(model):
+        raise ValueError(
+            f"guidance={scale} compares with no condition, which this model never saw: it was trained with "
+            f"objective.drop=0. Use guidance=1 or a negative condition, or train it with objective.drop=0.1."
+        )
     for name in ("guidance_interval", "guidance_rescale"):
         if asked.get(name) and asked.get("guidance") is None and scale == 1:
             raise ValueError(f"{name}={asked.get(name)} says how to guide, but nothing is guided; add guidance=2.")
@@ -193,6 +198,12 @@ def apply_wraps(denoiser: Denoiser, wrap: Wrap | Sequence[Wrap] | None) -> Denoi
     for one in [] if wrap is None else [wrap] if callable(wrap) else wrap:
         denoiser = one(denoiser)
     return denoiser
+
+
+def _never_dropped(model: Model) -> bool:
+    """Whether a model of ours was trained without ever leaving a condition out; unknown where weights were given."""
+    recipe = model.info.get("recipe") or {}
+    return recipe.get("objective", {}).get("drop") == 0 and not recipe.get("train", {}).get("init")
 
 
 def _same_latents(model: Model, autoguide: Model | Denoiser | None) -> Denoiser | None:
