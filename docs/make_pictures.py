@@ -25,7 +25,7 @@ from drawing.of_models import (
 )
 from drawing.of_perception import draw_classes, draw_features, draw_matched, draw_two_digits
 from drawing.of_recipes import draw_recipes
-from drawing.of_restoration import draw_operators, draw_restored, draw_spread
+from drawing.of_restoration import draw_operators, draw_photograph, draw_restored, draw_spread
 from drawing.of_sampling import draw_distilled, draw_frames, draw_mixture, draw_solvers, draw_weights, draw_wrappers
 from drawing.of_tokens import draw_codebook, draw_completion, draw_openings, draw_token_laws
 
@@ -57,6 +57,7 @@ ALONE: dict[str, Callable[[], Drawn]] = {
     "completion": draw_completion,
     "spread": draw_spread,
     "restored": draw_restored,
+    "photograph": draw_photograph,
     "operators": draw_operators,
     "recipes": draw_recipes,
     "features": draw_features,

@@ -79,3 +79,42 @@ def draw_restored() -> Drawn:
     }
     panels = [ink_on_paper(x.float(), 10, (-1.0, 1.0)) for x in rows.values()]
     return Drawn(stacked_panels(panels, list(rows), []), {"largest standard deviation": widest})
+
+
+def draw_photograph() -> Drawn:
+    """A part of a photograph larger than the model, scratched, blurred and noisy, restored tile by tile."""
+    from undiffuse.images import photograph, read_image
+    from undiffuse.metrics.restoration import psnr
+    from undiffuse.operators import Mask, gaussian_blur
+
+    side, wide, tall = 96, 150, 128
+    pixels = torch.from_numpy(read_image(photograph("chelsea"), "rgb")).permute(2, 0, 1)[None] / 127.5 - 1
+    x = torch.nn.functional.interpolate(pixels[..., 40:232, 70:262], size=(side, side), mode="area")
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    scratches = ((rows + 2 * columns) % 31 > 2) & ((3 * rows - columns) % 47 > 2)
+    shape = tuple(x.shape[1:])
+    problems = {
+        "scratched": Mask(shape, scratches[None].float()),
+        "blurred": gaussian_blur(shape, sigma=1.5),
+    }
+    model, noise = ud.load("cifar10"), 0.02
+    figure, numbers = pixel_figure(4 * wide, len(problems) * tall), {}
+    for number, (name, operator) in enumerate(problems.items()):
+        y = operator(x) + noise * torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        y = y * scratches if name == "scratched" else y
+        found = ud.restore(model, y, operator, "mmps", noise_std=noise, samples=4, steps=20)
+        numbers[name] = {"given": float(psnr(y, x)), "restored": float(psnr(found.mean, x)), "nfe": found.nfe}
+        shown = torch.where(scratches, y, -1.0) if name == "scratched" else y
+        spread = found.std.mean(1, keepdim=True).expand_as(x)
+        panels = {
+            "the photograph": x,
+            f"{name}, {numbers[name]['given']:.1f} dB": shown,
+            f"restored, {numbers[name]['restored']:.1f} dB": found.mean,
+            "standard deviation": 2 * spread / spread.max() - 1,
+        }
+        bottom = (len(problems) - 1 - number) * tall
+        for column, (title, picture) in enumerate(panels.items()):
+            drawn = image_grid(picture.float(), pad=0, scale=1, bounds=(-1.0, 1.0))
+            figure.figimage(drawn, column * wide + 8, bottom + 22, origin="upper")
+            write(figure, title, column * wide + 8, bottom + 6)
+    return Drawn(figure, numbers)
