@@ -79,11 +79,13 @@ class Bench:
     real: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
-        spec, device = self.model.state_spec, self.model.device
+        spec, device, codec = self.model.state_spec, self.model.device, self.model.codec
         both = class_turns(self.model.spec, self.n) if self.cond is None else self.cond
         many = class_turns(self.model.spec, self.set_size) if self.cond is None else self.cond
-        self.rows = fit_conditions(both or None, self.n, spec, device)
-        self.set_rows = fit_conditions(many or None, self.set_size, spec, device) if self.set_size else self.rows
+        self.rows = fit_conditions(both or None, self.n, spec, device, codec)
+        self.set_rows = self.rows
+        if self.set_size:
+            self.set_rows = fit_conditions(many or None, self.set_size, spec, device, codec)
         self.guided = self._guided()
 
     @property

@@ -87,7 +87,7 @@ class Asked:
     def conditions(self, cond: dict[str, Any] | None, n: int) -> Fitted:
         """Return conditions with a row per item."""
         if self.model is not None:
-            return fit_conditions(cond, n, self.model.state_spec, self.device)
+            return fit_conditions(cond, n, self.model.state_spec, self.device, self.model.codec)
         rows = {name: torch.as_tensor(value, device=self.device) for name, value in (cond or {}).items()}
         for name, value in rows.items():
             if value.ndim == 0 or len(value) != n:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undiffuse.spec import DataSpec
+from undiffuse.denoisers.shift import SOURCE, has_source
+from undiffuse.spec import ConditionSpec, DataSpec
 
 SPATIAL_AXES = {"signal": 1, "image": 2, "video": 2, "volume": 3}
 
@@ -20,7 +21,7 @@ class Codec(nn.Module, ABC):
 
     `encode` and `decode` take and return *model units* on both sides: data as `DataSpec.to_model` gives them, latents
     with zero mean and about unit variance, scaled by `latent.mean` and `latent.std` as any other data are. Video is
-    coded frame by frame.
+    coded frame by frame. A picture given beside the data, the map "source", is coded by the same codec.
 
     Args:
         data: What one item is.
@@ -34,7 +35,8 @@ class Codec(nn.Module, ABC):
         latent: What its code is: of the same kind, with `channels` channels; or tokens on a grid.
 
     Raises:
-        ValueError: The data have no spatial axes, or their sizes are no multiples of `factor`.
+        ValueError: The data have no spatial axes, their sizes are no multiples of `factor`, or the given pictures have
+            other channels than the data.
     """
 
     def __init__(self, data: DataSpec, options: Any, *, channels: int, factor: int, codes: int = 0) -> None:
@@ -58,6 +60,12 @@ class Codec(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Map latents (B, *latent.shape) to data (B, *data.shape)."""
         return self._per_frame(self.render, self.latent.from_model(z))
+
+    def encode_maps(self, maps: Tensor) -> Tensor:
+        """Map pictures given beside the data, (B, C, *) and for video also (B, F, C, *), to their latents."""
+        if maps.ndim > len(self.data.shape):
+            return self.encode(maps)
+        return self.encode(maps.unsqueeze(1)).squeeze(1)  # one picture for all frames
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -87,7 +95,20 @@ def _latent_spec(data: DataSpec, channels: int, factor: int) -> DataSpec:
             f"data.size as a multiple of {factor}, or another codec."
         )
     shape = (*data.shape[: data.channel_axis], channels, *(size // factor for size in sizes))
-    return replace(data, shape=shape, range=None, mean=(), std=())
+    return replace(data, shape=shape, range=None, mean=(), std=(), cond=_coded(data, channels))
+
+
+def _coded(data: DataSpec, channels: int) -> dict[str, ConditionSpec]:
+    """Return the conditions with the given picture, where there is one, as it is once it is coded."""
+    if not has_source(data):
+        return data.cond
+    given = data.cond[SOURCE]
+    if given.width != data.channels:
+        raise ValueError(
+            f"the given pictures have {given.width} channels and the data {data.channels}, but one codec codes both; "
+            f"give pictures of {data.channels} channels, or use codec=none."
+        )
+    return {**data.cond, SOURCE: replace(given, width=channels)}
 
 
 def _token_spec(latent: DataSpec, codes: int) -> DataSpec:

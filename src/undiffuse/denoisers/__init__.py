@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
         "CategoricalPosterior": "undiffuse.denoisers.posterior:CategoricalPosterior",
         "Denoiser": "undiffuse.denoisers.base:Denoiser",
         "EachChannel": "undiffuse.denoisers.each_channel:EachChannel",
+        "EachSlice": "undiffuse.denoisers.each_slice:EachSlice",
         "EmpiricalDenoiser": "undiffuse.denoisers.empirical:EmpiricalDenoiser",
         "FlowMap": "undiffuse.denoisers.flow_map:FlowMap",
         "GaussianDenoiser": "undiffuse.denoisers.mixture:GaussianDenoiser",

@@ -16,6 +16,11 @@ from undiffuse.process.times import Time
 from undiffuse.spec import DataSpec
 
 SOURCE = "source"
+NO_SOURCE = (
+    f"process.start=source needs data with a given picture for each, the condition {SOURCE!r}: pairs (data.pair) or "
+    "data.degrade."
+)
+"""What is said where a walk has nowhere to begin."""
 
 
 class ShiftedDenoiser(NetworkDenoiser):
@@ -89,6 +94,11 @@ class ShiftedDenoiser(NetworkDenoiser):
         return level, scale, skip, out
 
 
+def has_source(spec: DataSpec) -> bool:
+    """Whether a picture is given beside each item."""
+    return SOURCE in spec.cond and spec.cond[SOURCE].kind == "map"
+
+
 def _channels_of(backbone: nn.Module, source: str, spec: DataSpec | None) -> tuple[int, int]:
     """Return where the map `source` begins among the channels of all maps, and how many it has."""
     first = 0
@@ -103,7 +113,4 @@ def _channels_of(backbone: nn.Module, source: str, spec: DataSpec | None) -> tup
                 )
             return first, part.channels
         first += part.channels
-    raise ValueError(
-        f"process.start=source needs data with a given picture for each, the condition {source!r}: pairs (data.pair) "
-        "or data.degrade."
-    )
+    raise ValueError(NO_SOURCE)

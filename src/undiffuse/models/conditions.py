@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, SupportsInt
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from undiffuse.codecs.codec import Codec
+from undiffuse.denoisers.shift import SOURCE
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.words import did_you_mean
+
+_ENCODED = 64  # given pictures that are encoded at once
 
 
 class Fitted(dict[str, Tensor]):
@@ -22,7 +27,9 @@ class Fitted(dict[str, Tensor]):
         return Fitted({name: rows[low:high] for name, rows in self.items()})
 
 
-def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: torch.device) -> Fitted:
+def fit_conditions(
+    cond: dict[str, Any] | None, n: int, spec: DataSpec, device: torch.device, codec: Codec | None = None
+) -> Fitted:
     """Return one tensor per condition with `n` rows, as `ConditionSpec` describes them.
 
     Args:
@@ -33,12 +40,14 @@ def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: 
             text        a string, or bytes int64 (L,) or (n, L)
             embedding   (L, width) or (n, L, width), or a sequence of (L, width) of different lengths; a string, or n
                         of them, where the model knows its text encoder (`ConditionSpec.encoder`)
-            map         (width, *) or (n, width, *), on the data's grid, in model units: [-1, 1] for pictures
+            map         (width, *) or (n, width, *), on the data's grid, in model units: [-1, 1] for pictures; also
+                        where the denoiser works on latents, for which the codec encodes the given picture
 
         n: Number of samples.
         spec: Says which conditions there are. A map of a video may be of every frame, (F, width, *); that reading goes
             before `n` maps.
         device: Where the tensors go.
+        codec: Of a model on latents, whose spec is then `spec`.
 
     Raises:
         ValueError: A condition or class that the model does not know, a caption that is too long, another size, or
@@ -53,7 +62,7 @@ def fit_conditions(cond: dict[str, Any] | None, n: int, spec: DataSpec, device: 
             what = f"its conditions are {', '.join(known)}" if known else "it was trained without conditions"
             raise ValueError(f"condition {name!r} is unknown to this model; {what}.{did_you_mean(name, known)}")
     return Fitted(
-        (name, _fit(name, value, n, known[name], spec, device).to(device))
+        (name, _fit(name, value, n, known[name], spec, device, codec).to(device))
         for name, value in (cond or {}).items()
         if value is not None
     )
@@ -98,7 +107,9 @@ def _text_ids(text: str, spec: DataSpec) -> Tensor:
     return encode_text(text, spec)
 
 
-def _fit(name: str, value: Any, n: int, part: ConditionSpec, spec: DataSpec, device: torch.device) -> Tensor:
+def _fit(
+    name: str, value: Any, n: int, part: ConditionSpec, spec: DataSpec, device: torch.device, codec: Codec | None
+) -> Tensor:
     """Return the rows (n, ...) of one condition."""
     if part.kind == "label":
         return _labels(name, value, n, part.classes)
@@ -108,6 +119,8 @@ def _fit(name: str, value: Any, n: int, part: ConditionSpec, spec: DataSpec, dev
         return _texts(name, value, n, part.length)
     if part.kind == "embedding":
         return _embeddings(name, value, n, part, device)
+    if codec is not None and name == SOURCE:
+        return _encoded(value, n, spec, device, codec)
     return _maps(name, value, n, part, spec)
 
 
@@ -217,6 +230,16 @@ def _maps(name: str, value: Any, n: int, part: ConditionSpec, spec: DataSpec) ->
         if rows.shape[-len(shape) :] == shape and rows.ndim - len(shape) in (0, 1):
             return _rows(name, rows.float() if rows.ndim > len(shape) else rows.float()[None], n)
     raise _misfit(name, rows, " or ".join(map(str, shapes)) + f", one or {n} of them")
+
+
+@torch.no_grad()
+def _encoded(value: Any, n: int, spec: DataSpec, device: torch.device, codec: Codec) -> Tensor:
+    """Return the latents (n, c, *) of a picture given on the grid of the data; `spec` is that of the latents."""
+    axis = spec.channel_axis
+    sizes = (side * codec.factor for side in spec.shape[axis + 1 :])
+    data = replace(codec.data, shape=(*spec.shape[:axis], codec.data.channels, *sizes))
+    rows = _maps(SOURCE, value, n, codec.data.cond[SOURCE], data)
+    return torch.cat([codec.encode_maps(part.to(device)) for part in rows.split(_ENCODED)])
 
 
 def _array(name: str, value: Any) -> Tensor:

@@ -181,7 +181,7 @@ def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[Guid
         scale=scale,
         interval=(interval[0], interval[1]) if interval else None,
         rescale=defaults.get("guidance_rescale", 0.0) if rescale is None else rescale,
-        negative=fit_conditions(negative, n, model.state_spec, model.device) if negative else None,
+        negative=fit_conditions(negative, n, model.state_spec, model.device, model.codec) if negative else None,
         weak=_same_latents(model, autoguide),
         classifier=_fitting(asked.get("classifier"), n),
         threshold=_threshold(model, asked.get("threshold")),

@@ -253,7 +253,7 @@ class Model:
         warn_of_other_sampler(self, {"solver": solver, "steps": steps, "grid": grid, "guidance": scale})
         spec = spec_of_length(self.state_spec_at(size), length, getattr(self._network, "options", None))
         window = window_of(self.state_spec, length, stride, bool(constraints))
-        conditions = fit_conditions(cond, n, spec, self.device)
+        conditions = fit_conditions(cond, n, spec, self.device, self.codec)
         begun = None if prefix is None else fit_tokens(prefix, spec, self.process, self.device)
         asked = {"wrap": wrap, "constraints": constraints, "callback": callback, "parallel": parallel, **guides}
         jump = jumping(self.module, rule, asked)

@@ -75,7 +75,7 @@ def sample_split(
         _refuse(n, batch_size, options)
         starts = range(0, n, batch_size)
         spec = model.state_spec_at(options.get("size"))
-        conditions, away = (fit_conditions(part, n, spec, model.device) for part in (cond, negative))
+        conditions, away = (fit_conditions(part, n, spec, model.device, model.codec) for part in (cond, negative))
         listener(Started("sample", n, "sample"))
         for turn in range(processes.rank, len(starts), processes.size):
             low = starts[turn]

@@ -165,7 +165,7 @@ class Scaled(SVDOperator):
 
 
 class PerFrame(Operator):
-    """The same measurement of every frame of a video, (F, *) -> (F, *)."""
+    """The same measurement of every frame of a video or slice of a volume, (F, *) -> (F, *)."""
 
     kind = "per-frame"
 
@@ -302,7 +302,7 @@ def scaled(part: Operator, factor: float) -> Operator:
 
 
 def per_frame(part: Operator, frames: int) -> Operator:
-    """Return the operator on every frame of a video, with as much structure as the part has."""
+    """Return the operator on every frame of a video or slice of a volume, with as much structure as the part has."""
     if isinstance(part, SVDOperator):
         return SVDPerFrame(part, frames)
     return LinearPerFrame(part, frames) if isinstance(part, LinearOperator) else PerFrame(part, frames)

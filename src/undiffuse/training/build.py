@@ -49,10 +49,17 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     return CategoricalProcess(options.corruption, spec.categories, keep, share, blocks)
 
 
-def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | CategoricalDenoiser | NetworkFlowMap:
+def build_denoiser(
+    recipe: Recipe, spec: DataSpec, *, told: bool = False
+) -> NetworkDenoiser | CategoricalDenoiser | NetworkFlowMap:
     """Build a freshly initialised denoiser, or the flow map that the objective trains, on the CPU.
 
     Its weights follow from `train.seed`.
+
+    Args:
+        recipe: Resolved recipe.
+        spec: What the denoiser works on.
+        told: Whether `spec` has the conditions that `recipe.data` adds already, as that of latents does.
 
     Raises:
         ConfigError: Network or process do not fit the data.
@@ -60,7 +67,7 @@ def build_denoiser(recipe: Recipe, spec: DataSpec) -> NetworkDenoiser | Categori
     if spec.is_discrete != isinstance(recipe.process, CategoricalOptions):
         recipe_name = "text" if spec.is_discrete else "image or vector"
         raise ConfigError(f"process={recipe.process.kind} does not fit {spec.noun}; use recipe {recipe_name}.")
-    spec = told_spec(spec, recipe.data)
+    spec = spec if told else told_spec(spec, recipe.data)
     process = make_process(recipe.process, spec)
     states = process.states if isinstance(process, CategoricalProcess) else None
     try:

@@ -4,6 +4,9 @@
 noise at the end. Several, parted by semicolons, take turns by chance (all-in-one), and the network is told which by the
 label "task". The measurement goes to the network as the map "source", brought back to the data's grid.
 
+With a codec the measurement is made in the units of the data, and item and measurement are encoded on the way: a visit
+spoils its item anew, so latents made once would not do.
+
 Everything is a function of (seed, running number of the item): masks of kinds that can be drawn per image, the noise,
 and the task; so a run that resumes sees the same bits.
 """
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from undiffuse.codecs.codec import Codec
 from undiffuse.data.pairs import SOURCE
 from undiffuse.errors import ConfigError
 from undiffuse.noise import KeyedNoise
@@ -34,6 +38,7 @@ TASK = "task"
 
 _NOISE = "noise:"
 _WHICH = 1 << 30  # step of the draw of the task, which no operator's own draws reach
+_ENCODED = 1 << 18  # values that are encoded at once, for what an encoder keeps is many times as much
 
 
 @dataclass(frozen=True)
@@ -108,21 +113,24 @@ class Degrade:
 
 @dataclass(frozen=True)
 class Transforms:
-    """What is done to each batch before it is corrupted: moved pixels first, then the degradation.
+    """What is done to each batch before it is corrupted: moved pixels first, then the degradation, then the codec.
 
     Args:
         augment: Random geometry, in training alone.
         degrade: Measurements.
+        codec: What encodes items and measurements, frozen; None: they are not latents, or were encoded once for all.
     """
 
     augment: Augment | None = None
     degrade: Degrade | None = None
+    codec: Codec | None = None
 
     def __call__(self, batch: dict[str, Any], noise: KeyedNoise, maps: Sequence[str] = ()) -> dict[str, Any]:
         """Return the batch transformed."""
         if self.augment is not None:
             batch = self.augment(batch, noise, maps)
-        return batch if self.degrade is None else self.degrade(batch, noise, maps)
+        batch = batch if self.degrade is None else self.degrade(batch, noise, maps)
+        return batch if self.codec is None else _encoded(batch, self.codec)
 
 
 def make_degrade(options: DataOptions, spec: DataSpec) -> Degrade | None:
@@ -134,15 +142,30 @@ def make_degrade(options: DataOptions, spec: DataSpec) -> Degrade | None:
     return Degrade(options.degrade, spec) if options.degrade else None
 
 
-def make_transforms(options: DataOptions, spec: DataSpec) -> Transforms:
-    """Return what is done to each training batch."""
-    return Transforms(make_augment(options, spec), make_degrade(options, spec))
+def make_transforms(options: DataOptions, spec: DataSpec, codec: Codec | None = None) -> Transforms:
+    """Return what is done to each training batch.
+
+    Args:
+        options: Of the data.
+        spec: Of the items as they come.
+        codec: Of a run on latents.
+    """
+    degrade = make_degrade(options, spec)
+    return Transforms(make_augment(options, spec), degrade, None if degrade is None else codec)
 
 
 def told_spec(spec: DataSpec, options: DataOptions) -> DataSpec:
     """Return the spec of the model: that of the data, with the conditions that transforms add."""
     degrade, told = make_degrade(options, spec), augmented_spec(spec, options)
     return told if degrade is None else replace(told, cond={**told.cond, **degrade.conditions(spec)})
+
+
+@torch.no_grad()
+def _encoded(batch: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    rows = max(1, _ENCODED // batch["x"][0].numel())
+    x = torch.cat([codec.encode(part) for part in batch["x"].split(rows)])
+    given = torch.cat([codec.encode_maps(part) for part in batch["cond"][SOURCE].split(rows)])
+    return {**batch, "x": x, "cond": {**batch["cond"], SOURCE: given}}
 
 
 def _degradation(text: str, spec: DataSpec) -> Degradation:

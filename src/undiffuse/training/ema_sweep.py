@@ -16,6 +16,7 @@ from undiffuse.errors import DataError
 from undiffuse.events import Advanced, Finished, Listener, Started, silent
 from undiffuse.models import Model
 from undiffuse.training.build import make_objective
+from undiffuse.training.degrade import make_transforms
 from undiffuse.training.folder import write_text
 from undiffuse.training.latents import encode_data
 from undiffuse.training.posthoc import SNAPSHOTS, combination_for, reconstruct_ema, snapshots_in
@@ -82,7 +83,8 @@ def _measure(recipe: Recipe, dataset: Dataset, model: Model, items: int, device:
     held_out = hold_out(recipe, dataset)[1]
     if held_out is None:
         raise DataError("this run held no data out (data.holdout=0), so there is nothing to compare widths on.")
-    if model.codec is not None:
+    transforms = make_transforms(recipe.data, held_out.spec, model.codec)
+    if model.codec is not None and transforms.codec is None:
         held_out = encode_data(model.codec, held_out, device, silent)
     if isinstance(recipe.objective, MMDOptions):
         raise DataError("objective=mmd has no loss on held-out items, so there is nothing to compare widths by.")
@@ -92,4 +94,4 @@ def _measure(recipe: Recipe, dataset: Dataset, model: Model, items: int, device:
             f"as targets and rounds, so it does not compare widths; draw samples of each and undiffuse evaluate them."
         )
     objective = make_objective(recipe.objective, model.module, recipe.train.steps)
-    return Validation(objective.to(device), held_out, items=items, device=device)
+    return Validation(objective.to(device), held_out, items=items, device=device, transforms=transforms)

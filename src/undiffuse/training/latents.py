@@ -20,13 +20,16 @@ from undiffuse.codecs.options import NoCodecOptions, PCAOptions, PretrainedCodec
 from undiffuse.codecs.quantised import TokenCodec
 from undiffuse.data import Dataset, TensorDataset
 from undiffuse.data.memory import free_bytes
+from undiffuse.denoisers.shift import NO_SOURCE, SOURCE, has_source
 from undiffuse.errors import ConfigError, DataError
 from undiffuse.events import Advanced, Finished, Listener, Started
 from undiffuse.metrics.codebook import codebook_health
 from undiffuse.models.codecs import open_codec
 from undiffuse.noise import permutation
 from undiffuse.process.options import CategoricalOptions
+from undiffuse.spec import DataSpec
 from undiffuse.training.codec_training import TrainedOptions, Watch, train_codec_network
+from undiffuse.training.degrade import told_spec
 from undiffuse.training.devices import Devices
 from undiffuse.training.planning import latent_words
 from undiffuse.training.recipe import Recipe
@@ -48,11 +51,13 @@ def start_codec(recipe: Recipe, dataset: Dataset) -> Codec | None:
     if isinstance(options, NoCodecOptions):
         return None
     _check_latents(recipe, dataset)
+    spec = told_spec(dataset.spec, recipe.data)
+    _check_given(recipe, spec)
     try:
         if isinstance(options, PretrainedCodecOptions):
-            return _fitting(open_codec(options, dataset.spec), options, recipe, dataset)
+            return _fitting(open_codec(options, spec), options, recipe, dataset)
         x = _some(dataset, options.fit_items, recipe.train.seed) if isinstance(options, PCAOptions) else None
-        return build_codec(options, dataset.spec, x, seed=recipe.train.seed)
+        return build_codec(options, spec, x, seed=recipe.train.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -100,10 +105,13 @@ def finish_codec(
 def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: Listener) -> TensorDataset:
     """Return the latents of a data set with all its labels and conditions, mirror images included.
 
+    Pictures given beside the data (`data.pair`) are encoded too.
+
     Raises:
         DataError: They do not fit in memory.
     """
     need = (8 if codec.latent.is_discrete else 4) * len(dataset) * torch.Size(codec.latent.shape).numel()
+    need *= 2 if has_source(dataset.spec) else 1
     free = free_bytes()
     if free is not None and need > free:
         raise DataError(
@@ -144,17 +152,26 @@ def _fitting(codec: Codec, options: PretrainedCodecOptions, recipe: Recipe, data
 
 def _check_latents(recipe: Recipe, dataset: Dataset) -> None:
     spec = dataset.spec
-    maps = [name for name, part in spec.cond.items() if part.kind == "map"]
+    maps = [name for name, part in spec.cond.items() if part.kind == "map" and name != SOURCE]
     if maps:
         raise ConfigError(f"the condition {maps[0]!r} is a map of the data's size, which latents lack; use codec=none.")
     if spec.sizes or recipe.data.buckets:
         raise ConfigError("a codec works on one size of pictures; set data.buckets=false or codec=none.")
-    if recipe.data.degrade:
-        raise ConfigError(f"data.degrade={recipe.data.degrade!r} spoils data, not latents; use codec=none.")
     if recipe.data.augment:
         raise ConfigError(f"data.augment={recipe.data.augment:g} works on data, not on latents; set it to 0.")
     if getattr(dataset, "order", "permuted") != "permuted":
         raise ConfigError("latents are made once for all items, which a stream does not allow; set data.stream=false.")
+
+
+def _check_given(recipe: Recipe, spec: DataSpec) -> None:
+    """Refuse tokens where the model is told a given picture, and a walk without one before a codec is trained."""
+    if not has_source(spec) and getattr(recipe.process, "start", "noise") == "source":
+        raise ConfigError(NO_SOURCE)
+    if has_source(spec) and isinstance(recipe.process, CategoricalOptions):
+        raise ConfigError(
+            "a given picture (data.pair, data.degrade) is a map of numbers, which no codec turns into tokens; use "
+            "process=gaussian with codec=autoencoder, pca or none, or leave the pictures out."
+        )
 
 
 def _encode(codec: Codec, dataset: Dataset, device: torch.device, listener: Listener) -> dict[str, Tensor]:
@@ -166,7 +183,10 @@ def _encode(codec: Codec, dataset: Dataset, device: torch.device, listener: List
             # In the layout that a file gives it too: another one rounds otherwise in the convolutions that read it.
             z = codec.encode(batch["x"].to(device))
             named = {"z": z if codec.latent.is_discrete else z.float().contiguous()}
-        for name, part in batch["cond"].items():
+            cond = dict(batch["cond"])
+            if has_source(dataset.spec):
+                cond[SOURCE] = codec.encode_maps(cond[SOURCE].to(device)).float().contiguous()
+        for name, part in cond.items():
             exact = name in dataset.spec.cond and dataset.spec.cond[name].encoder  # float16 already, see data.encoders
             named[f"cond/{name}"] = part.half() if exact else part
         for name, part in named.items():

@@ -35,16 +35,17 @@ class Footprint:
     bytes: int
 
 
-def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1) -> Footprint:
+def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1, *, told: bool = False) -> Footprint:
     """Return the size of a recipe's network on this data, and its memory in training.
 
     Weights, gradients and two moments in float32, one copy per average, what a forward pass of one part of a
     batch keeps for the backward pass, and a block of corrupted batches. With `train.shard` each process has a slice of
     the weights and of what belongs to them, and beside it, at worst, the whole network once gathered and once averaged.
+    `told` says that `spec` has the conditions that `recipe.data` adds already, as that of latents does.
     """
     own_rows = max(1, recipe.train.batch_size // processes)
     rows = max(1, own_rows // recipe.train.accumulate)
-    spec = told_spec(spec, recipe.data)
+    spec = spec if told else told_spec(spec, recipe.data)
     with FakeTensorMode():
         variance = getattr(recipe.objective, "learn_variance", False)
         network = build_network(recipe.model, spec, states=_states(recipe, spec), variance=variance).eval()

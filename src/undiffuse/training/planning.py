@@ -38,7 +38,7 @@ def plan(
         ConfigError: The network does not fit the data.
     """
     try:
-        need = footprint(recipe, latent or dataset.spec, processes)
+        need = footprint(recipe, latent or dataset.spec, processes, told=latent is not None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     train = recipe.train

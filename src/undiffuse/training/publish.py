@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from undiffuse.codecs.codec import Codec
 from undiffuse.config import to_dict
+from undiffuse.data.dataset import Dataset
+from undiffuse.data.pairs import SOURCE
 from undiffuse.data.text import decode_text
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.images import curves, film_strips, image_grid, movie_grid, slices, write_image, write_movie
 from undiffuse.models import Model
 from undiffuse.models.conditions import class_turns
+from undiffuse.noise import KeyedNoise
 from undiffuse.sampling.flow_map import default_solver
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
+from undiffuse.training.degrade import TASK, make_degrade
 from undiffuse.training.folder import write_text
 from undiffuse.training.objectives import Trained
 from undiffuse.training.recipe import Recipe
@@ -36,7 +41,7 @@ class Publisher:
         folder: The run's folder.
         recipe: Its recipe; goes into pictures and, as sampling defaults, into the model.
         codec: What made the latents that it trains on.
-        given: Conditions of the previews, by name, a row for each.
+        given: Conditions of the previews, by name, a row for each; pictures as `Model.sample` takes them.
     """
 
     def __init__(
@@ -100,6 +105,18 @@ class Publisher:
             "recipe": to_dict(self.recipe),
         }
         return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, made_by, self.codec)
+
+
+def shown_pictures(recipe: Recipe, dataset: Dataset) -> dict[str, Tensor]:
+    """Return the pictures that previews restore, of the first items; empty where the model restores none."""
+    degrade = make_degrade(recipe.data, dataset.spec)
+    if degrade is None and getattr(recipe.process, "start", "noise") == "noise":
+        return {}
+    positions = torch.arange(recipe.train.previews) % len(dataset)
+    batch = dataset.batch(positions)
+    if degrade is not None:
+        batch = degrade(batch, KeyedNoise(0, positions))
+    return {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK)}
 
 
 def picture(samples: Tensor, spec: DataSpec) -> np.ndarray:

@@ -18,14 +18,12 @@ from undiffuse.config import resolve, to_dict
 from undiffuse.data import DataOptions, open_data, split
 from undiffuse.data.dataset import Dataset, some_problems
 from undiffuse.data.holdout import usual_holdout
-from undiffuse.data.pairs import SOURCE
 from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
-from undiffuse.noise import KeyedNoise
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
-from undiffuse.training.degrade import TASK, Transforms, make_transforms
+from undiffuse.training.degrade import make_transforms
 from undiffuse.training.devices import Devices
 from undiffuse.training.fine_tuning import start_from
 from undiffuse.training.folder import bind_recipe, check_same_tokens, make_folder, write_facts
@@ -37,7 +35,7 @@ from undiffuse.training.memory import place_data, require_training_memory
 from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
-from undiffuse.training.publish import Publisher
+from undiffuse.training.publish import Publisher, shown_pictures
 from undiffuse.training.recipe import RECIPES, Recipe, choose_recipe, override_layers, recipe_layer
 from undiffuse.training.starting import recipe_of
 from undiffuse.training.trackers import require_trackers
@@ -184,12 +182,13 @@ def _carry_out(
             listener(Message(_TASK, changed_length))
         _announce(folder, prepared, devices, listener)
         require_training_memory(prepared.plan.footprint, devices.device)
+    shown = shown_pictures(recipe, prepared.held_out or prepared.training)  # before latents take their place
     ready = _on_latents(folder, prepared, devices, listener)
     if ready is None:
         return Run(folder, 0, False, ())
     with devices.agree():
         check_same_tokens(folder, ready.training.spec)
-    return _train_into(folder, ready, devices, listener, denoiser, **given)
+    return _train_into(folder, ready, devices, listener, denoiser, shown, **given)
 
 
 def choose(source: Source | None, recipe: str | Path | Recipe | None, layers: Sequence[Any]) -> tuple[Recipe, Dataset]:
@@ -254,18 +253,23 @@ def _on_latents(folder: Path, prepared: Prepared, devices: Devices, listener: Li
     if prepared.codec is None:
         return prepared
     heard = listener if devices.is_main else silent
+    keeps = False
     try:
         codec = finish_codec(
             prepared.codec, prepared.recipe, prepared.training, folder, devices, heard, prepared.held_out
         )
         if codec is None:
             return None
+        keeps = bool(prepared.recipe.data.degrade)  # spoilt anew at each visit, so they are encoded while training
+        if keeps:
+            return replace(prepared, codec=codec.to(devices.device))
         with devices.agree():
             training = encode_data(codec, prepared.training, devices.device, heard)
             held_out = prepared.held_out and encode_data(codec, prepared.held_out, devices.device, heard)
         return replace(prepared, training=training, held_out=held_out, codec=codec)
     finally:
-        _let_go(prepared.training, heard)
+        if not keeps:
+            _let_go(prepared.training, heard)
 
 
 def _train_into(
@@ -274,22 +278,24 @@ def _train_into(
     devices: Devices,
     listener: Listener,
     denoiser: Trained | None = None,
+    shown: dict[str, Tensor] | None = None,
     **given: Any,
 ) -> Run:
-    recipe = prepared.recipe
+    recipe, codec = prepared.recipe, prepared.codec
     if denoiser is None:
-        denoiser = build_denoiser(recipe, prepared.training.spec)
+        spec = codec.latent if codec else prepared.training.spec
+        denoiser = build_denoiser(recipe, spec, told=codec is not None)
         if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
             start_from(denoiser, recipe.train.init)
     objective: Objective
-    transforms = make_transforms(recipe.data, prepared.training.spec)
+    transforms = make_transforms(recipe.data, prepared.training.spec, codec)
     if isinstance(recipe.objective, MMDOptions):
         from undiffuse.distillation.mmd_build import tuning
 
         objective, publisher = tuning(folder, prepared, denoiser, devices, listener, **given)
     else:
         objective = make_objective(recipe.objective, denoiser, recipe.train.steps)
-        publisher = Publisher(folder, recipe, prepared.codec, _given(prepared, transforms))
+        publisher = Publisher(folder, recipe, codec, shown)
     trainer = Trainer(
         denoiser,
         objective,
@@ -314,18 +320,6 @@ def _train_into(
     with devices.together():
         devices.wait()  # nobody leaves early: gloo aborts a process that ends while a peer still talks to it
     return Run(folder, outcome.step, outcome.finished, losses)
-
-
-def _given(prepared: Prepared, transforms: Transforms) -> dict[str, Tensor]:
-    """Return the pictures that previews restore: of the first held-out items. Empty where the model restores none."""
-    if transforms.degrade is None and getattr(prepared.recipe.process, "start", "noise") == "noise":
-        return {}
-    dataset = prepared.held_out or prepared.training
-    positions = torch.arange(prepared.recipe.train.previews) % len(dataset)
-    batch = dataset.batch(positions)
-    if transforms.degrade is not None:
-        batch = transforms.degrade(batch, KeyedNoise(0, positions))
-    return {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK)}
 
 
 def _run(trainer: Trainer, dataset: Dataset, listener: Listener) -> Outcome:

@@ -10,13 +10,14 @@ It costs one forward pass for each of 2 x `items` items: 1024 by default, a thir
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from undiffuse.noise import InjectedNoise, KeyedNoise
-from undiffuse.training.degrade import Degrade, Transforms
+from undiffuse.training.degrade import Transforms
 from undiffuse.training.objectives import Losses, Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.stream import elements_of, move
@@ -39,7 +40,7 @@ class Validation:
         training: Items that are; None leaves their loss out.
         items: Number of draws of item, level and noise. Fewer items are used several times, more in even distances.
         device: Where the denoiser is.
-        degrade: Measures the items, as in training.
+        transforms: What is done to the items in training; here they are not moved.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Validation:
         *,
         items: int = 512,
         device: torch.device | str = "cpu",
-        degrade: Degrade | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
         self.objective = objective.without_memory()
-        self.degrade = degrade
+        self.transforms = replace(transforms or Transforms(), augment=None)
         self.held_out, self.training = held_out, training
         self.items, self.device = items, torch.device(device)
 
@@ -75,8 +76,7 @@ class Validation:
             if len(rows) < self.objective.least_rows:
                 continue  # what is left over of a set that does not divide
             batch = move(dataset.batch(positions), self.device)
-            if self.degrade is not None:
-                batch = self.degrade(batch, KeyedNoise(_SEED, _FIRST + rows, self.device))
+            batch = self.transforms(batch, KeyedNoise(_SEED, _FIRST + rows, self.device))
             found = self.objective.score(
                 denoiser, self.objective.prepare(denoiser, batch, self._noise(rows), batch_size=1)
             )
@@ -114,9 +114,13 @@ def make_validation(
     if held_out is None or not options.validation_steps:
         return None
     streams = getattr(training, "order", "permuted") == "sequential"  # going back to its start would cost too much
-    degrade = transforms.degrade if transforms else None
     return Validation(
-        objective, held_out, None if streams else training, items=options.validate_items, device=device, degrade=degrade
+        objective,
+        held_out,
+        None if streams else training,
+        items=options.validate_items,
+        device=device,
+        transforms=transforms,
     )
 
 

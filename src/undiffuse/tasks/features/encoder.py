@@ -248,7 +248,7 @@ class FeatureEncoder:
         """Return conditions with a row per item."""
         cond = self.cond if cond is None else cond
         if self.model is not None:
-            return fit_conditions(cond, n, self.model.state_spec, self.device)
+            return fit_conditions(cond, n, self.model.state_spec, self.device, self.model.codec)
         rows = {name: torch.as_tensor(value, device=self.device) for name, value in (cond or {}).items()}
         return Fitted({name: value.expand(n, *value.shape[1:]) for name, value in rows.items()})
 

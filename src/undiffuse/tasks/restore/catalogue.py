@@ -111,6 +111,14 @@ FACTS: dict[str, RestorerFacts] = {
         "conjugate gradients at every answer; MRI and CT",
         "Chung et al. 2023, arXiv:2303.05754",
     ),
+    "diffusion-mbir": RestorerFacts(
+        ("linear", "slices"),
+        True,
+        False,
+        _ONE,
+        "dds of volumes by a model of their slices, with total variation across them",
+        "Chung et al. 2023, arXiv:2211.10655",
+    ),
     "repaint": RestorerFacts(
         ("mask",), False, False, "10", "noisy replacement with resampling", "Lugmayr et al. 2022, arXiv:2201.09865"
     ),

@@ -41,6 +41,7 @@ def offers(operator: Operator) -> set[str]:
         "svd": operator.is_svd,
         "pinv": operator.has_pinv,
         "mask": isinstance(operator, Mask),
+        "slices": len(operator.in_shape) == 4 and operator.in_shape[0] > 1,
         "differentiable": operator.differentiable,
         "kernel": hasattr(operator, "with_kernel"),
         "codec": isinstance(operator, Decoded),
@@ -86,10 +87,10 @@ def choose(denoiser: Denoiser, operator: Operator, noise_std: float, gaussian: b
     Raises:
         ValueError: No method fits.
     """
-    if isinstance(operator, Decoded):
-        return _for_latents(operator, budget)
     if denoiser.spec is not None and SOURCE in denoiser.spec.conditions:
         return Choice("supervised", "the model was trained to restore a given picture", budget)
+    if isinstance(operator, Decoded):
+        return _for_latents(operator, budget)
     if not operator.linear:
         return _for_nonlinear(operator, gaussian, budget)
     if draws_exactly(denoiser):

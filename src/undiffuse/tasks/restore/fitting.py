@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undiffuse.data.pairs import SOURCE
+from undiffuse.denoisers.base import Denoiser
+from undiffuse.denoisers.each_slice import EachSlice
 from undiffuse.denoisers.tiled import Tiled
 from undiffuse.operators.base import LinearOperator, Operator
 from undiffuse.operators.compose import chain
@@ -177,33 +180,44 @@ def _is_identity(operator: Operator) -> bool:
 
 
 def _sized(fitted: Fitted, tile: int | None, overlap: int | None) -> Fitted:
-    """Put a frame around pictures smaller than the model's, and tiles under larger ones."""
+    """Put a frame around pictures smaller than the model's, tiles under larger ones, and slices into volumes."""
     prior, shape = fitted.prior, fitted.operator.in_shape
     wanted = prior.data_shape
-    if shape == wanted:
-        if tile:
-            raise ValueError(f"tile={tile} but the picture {shape} is as large as the model's; leave tile out.")
-        return fitted
     kind = "image" if prior.spec is None else prior.spec.kind
-    if kind != "image" or len(shape) != len(wanted) or shape[0] != wanted[0]:
+    slices = shape[0] if kind == "image" and len(shape) == len(wanted) + 1 else None
+    item = shape if slices is None else shape[1:]
+    if item == wanted and tile:
+        raise ValueError(f"tile={tile} but the picture {item} is as large as the model's; leave tile out.")
+    if shape == wanted:
+        return fitted
+    if kind != "image" or len(item) != len(wanted) or item[0] != wanted[0]:
+        volumes = f" A volume is its slices, (Z, {', '.join(map(str, wanted))})." if kind == "image" else ""
         raise ValueError(
             f"the operator {fitted.operator.describe()} takes items of shape {shape}; the model's are {wanted}. "
-            "Channels must agree, and only pictures may differ in height and width."
+            f"Channels must agree, and only pictures may differ in height and width.{volumes}"
         )
     if prior.codec is not None:
         raise ValueError(f"a latent model restores pictures of its own size {wanted} alone, not {shape}; resize y.")
     side = wanted[1:] if not tile else (tile, tile)
-    size = tuple(max(whole, part) for whole, part in zip(shape[1:], side, strict=True))
-    window, operator = None, fitted.operator
-    if size != shape[1:]:
-        crop: Any = Crop((shape[0], *size), shape[1:])
+    size = tuple(max(whole, part) for whole, part in zip(item[1:], side, strict=True))
+    window, operator, state = None, fitted.operator, (*shape[: -len(size)], *size)
+    if size != item[1:]:
+        crop: Any = Crop(state, item[1:])
         window, operator = crop.window, _framed(crop, operator)
     denoiser = prior.denoiser
     if tile != 0 and size != side:
         denoiser = Tiled(denoiser, side, min(side) // 4 if overlap is None else overlap)
         denoiser.places(size)
-    prior = replace(prior, denoiser=denoiser, shape=(shape[0], *size))
-    return replace(fitted, prior=prior, operator=operator, window=window)
+    if slices is not None:
+        denoiser = _of_slices(denoiser, slices)
+    return replace(fitted, prior=replace(prior, denoiser=denoiser, shape=state), operator=operator, window=window)
+
+
+def _of_slices(denoiser: Denoiser, slices: int) -> Denoiser:
+    """Return the prior of volumes whose slices say nothing of each other."""
+    if denoiser.spec is not None and SOURCE in denoiser.spec.conditions:
+        raise ValueError("a model trained with given pictures restores slices one by one: give them as the batch.")
+    return EachSlice(denoiser, slices)
 
 
 def _framed(crop: Crop, operator: Operator) -> Operator:

@@ -51,6 +51,10 @@ class Decoded(Operator):
         """Return the latents of a rough answer in pixels."""
         return self.encoded(self.pixels.guess(y))
 
+    def to_items(self, y: Tensor) -> Tensor:
+        """Return the latents of y on the grid of the data."""
+        return self.encoded(self.pixels.to_items(y))
+
     def decoded(self, z: Tensor) -> Tensor:
         """Return the data of latents, in their dtype."""
         return self.codec.decode(z.float()).to(z.dtype)

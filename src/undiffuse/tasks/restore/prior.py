@@ -72,7 +72,8 @@ class Prior:
             process: Any = denoiser.process
             grid = make_grid(process.schedule, 8, "logsnr")
             noise = KeyedNoise(0, range(16), self.device)
-            drawn = sample(denoiser, noise=noise, shape=self.shape, solver=DDIM(), grid=grid).x
+            shape = self.shape[len(self.shape) - len(self.data_shape) :]  # of a volume: one slice
+            drawn = sample(denoiser, noise=noise, shape=shape, solver=DDIM(), grid=grid).x
             _VARIANCES[denoiser] = max(float(drawn.double().var(0).mean()), 1e-4)
         return _VARIANCES[denoiser]
 

@@ -29,6 +29,7 @@ RESTORERS: dict[str, tuple[str, dict[str, Any]]] = {
     "snips": (f"{_HOME}.snips:SNIPSRestorer", {}),
     "ddnm": (f"{_HOME}.projected:DDNMRestorer", {}),
     "dds": (f"{_HOME}.projected:DDSRestorer", {}),
+    "diffusion-mbir": (f"{_HOME}.projected:DiffusionMBIRRestorer", {}),
     "repaint": (f"{_HOME}.projected:RePaintRestorer", {}),
     "ilvr": (f"{_HOME}.projected:ILVRRestorer", {}),
     "score-mri": (f"{_HOME}.projected:ScoreMRIRestorer", {}),

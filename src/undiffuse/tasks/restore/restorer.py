@@ -28,6 +28,7 @@ NEEDS: dict[str, str] = {
     "svd": "an operator whose singular values are known",
     "pinv": "an operator with a pseudo-inverse, or an approximate inverse",
     "mask": "a mask",
+    "slices": "a volume of two or more slices (Z, C, H, W)",
     "differentiable": "an operator that can be differentiated",
     "kernel": "a blur by a kernel",
     "codec": "a latent model",

@@ -64,7 +64,8 @@ def restore(
     all the measurements given.
 
     Args:
-        model: A `Model`, or a bare `Denoiser` (whose data have the operator's shape).
+        model: A `Model`, or a bare `Denoiser` (whose data have the operator's shape). A model of pictures (C, H, W)
+            takes an operator on (Z, C, H, W) too, volumes of Z slices; only "diffusion-mbir" knows them for neighbours.
         y: Measurements (B, *operator.out_shape), or one without B.
         operator: What was done to x; see `undiffuse.operators`.
         method: A name of `RESTORERS`, a `Restorer`, or "auto", which chooses by operator, noise, prior and budget.
@@ -146,7 +147,8 @@ def _problem(
     if cond:
         if not isinstance(model, Model):
             raise ValueError("conditions need a Model, which knows what they mean; wrap the denoiser instead.")
-        conditions = {k: v[index] for k, v in fit_conditions(cond, count, model.state_spec, prior.device).items()}
+        told = fit_conditions(cond, count, model.state_spec, prior.device, model.codec)
+        conditions = {k: v[index] for k, v in told.items()}
     first = None if x_init is None else _first(fitted, x_init.to(prior.device, dtype), count)[index]
     return Problem(
         denoiser=prior.denoiser,

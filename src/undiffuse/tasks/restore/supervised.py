@@ -17,8 +17,9 @@ from undiffuse.tasks.restore.walk import grid_of, walk
 class Supervised(Restorer):
     """Draw from a model with the condition "source", given y on the grid of the items.
 
-    Where the model walks from the given picture (`process.start=source`), so do these steps. The operator only brings y
-    to that grid; which operator and noise the model can undo was settled by its training.
+    Where the model walks from the given picture (`process.start=source`), so do these steps, and a latent model walks
+    from its latents. The operator only brings y to that grid; which operator and noise the model can undo was settled
+    by its training.
 
     Args:
         solver: By name; "ddim" or "ddpm" for bridges, any other for SR3 and Palette.
@@ -48,10 +49,10 @@ class Supervised(Restorer):
         """Refuse a model that was not trained with given pictures.
 
         Raises:
-            ValueError: It has no such condition, or works on latents.
+            ValueError: It has no such condition.
         """
         spec = problem.denoiser.spec
-        if problem.codec is not None or spec is None or SOURCE not in spec.conditions:
+        if spec is None or SOURCE not in spec.conditions:
             raise ValueError(
                 "method 'supervised' needs a model trained with given pictures (data.degrade or data.pair; recipe "
                 "restoration); this one was not. Other methods restore with any model: method='auto'."
