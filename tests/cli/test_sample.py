@@ -132,6 +132,7 @@ class Recorder:
     """A model that remembers how it was asked."""
 
     spec = state_spec = PLAIN
+    codec = None
     defaults, device = {"solver": "ddim"}, torch.device("cpu")
 
     def state_spec_at(self, size: object) -> DataSpec:

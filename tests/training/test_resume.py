@@ -51,7 +51,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         ("mlp", ("die-at-step", "27")),
         ("mlp", ("die-in-checkpoint", "20")),
         ("importance", ("die-at-step", "23")),
-        ("dropout", ("die-at-step", "20")),
+        pytest.param("dropout", ("die-at-step", "20"), marks=pytest.mark.slow),
         ("watched", ("die-at-step", "28")),
     ],
 )

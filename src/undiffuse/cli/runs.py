@@ -122,7 +122,7 @@ def _is_recipe(word: str) -> bool:
         return True
     if word in EMBEDDED or Path(word).exists():
         return False
-    near = get_close_matches(word, [*RECIPES, *EMBEDDED], n=1, cutoff=0.7)
+    near = get_close_matches(word, [*RECIPES, *EMBEDDED], n=1, cutoff=0.75)
     if near and word not in RECIPES:
         raise ConfigError(f"there is no data set or recipe {word!r}; did you mean {near[0]!r}?")
     return word in RECIPES
