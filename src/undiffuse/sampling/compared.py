@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from undiffuse.errors import PlanError
-from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess, plus, scaled
 from undiffuse.process.times import Time
+from undiffuse.sampling.around import Around
 from undiffuse.sampling.plan import AffineStage, Coefficient, Plan, Renoise, Stage
-from undiffuse.sampling.solver import Memory, Solver
+from undiffuse.sampling.solver import Memory
 from undiffuse.sampling.stages import first_order, number
 from undiffuse.sampling.unipc import UniPC
 
@@ -35,7 +35,7 @@ class StepError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared(Solver):
+class Compared(Around):
     """Another solver's steps, each compared with one of lower order that the same answers give.
 
     A multistep rule is compared with itself with one answer fewer to remember; a step of several evaluations with the
@@ -51,18 +51,7 @@ class Compared(Solver):
     Source: principles, section 2.11, item 7.
     """
 
-    solver: Solver
     heard: Callable[[StepError], None]
-
-    @property
-    def order(self) -> int:
-        """That of the solver."""
-        return self.solver.order
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the solver draws noise."""
-        return self.solver.stochastic
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Return the solver's plan, in which the last stages of several also know their first-order step.
@@ -81,10 +70,6 @@ class Compared(Solver):
         if not all(isinstance(stage, AffineStage) for stage in plan.stages):
             raise PlanError(f"steps of {name} are not all affine, so that none of lower order follows from them.")
         return Plan(tuple(_with_first_order(process, plan.entries)), plan.grid)
-
-    def draw(self, entry: Stage | Renoise, x: Tensor, noise: NoiseSource) -> Tensor | None:
-        """Draw what the solver draws."""
-        return self.solver.draw(entry, x, noise)
 
     def step(self, stage: Any, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
         """Step, and tell how far the step of lower order would have ended from there."""

@@ -21,8 +21,8 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.sampling.around import Around
 from undiffuse.sampling.plan import Coefficient, Plan, Renoise, Stage, split_steps
-from undiffuse.sampling.solver import Memory, Solver
 
 
 @dataclass(kw_only=True)
@@ -39,14 +39,14 @@ class RenoiseTokens(Renoise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resampled(Solver):
+class Resampled(Around):
     """Any solver on a grid, with each group of `jump` steps but the last taken `passes` times.
 
     With jump 1 it costs passes * (steps - 1) + 1 times the evaluations of a step. Constraints enter and leave in every
     pass. Entries of the plan are numbered anew, so that each pass has noise of its own.
 
     Args:
-        solver: The rule of a step.
+        solver: See `Around`.
         passes: How often a group is gone through; 1 is the solver itself.
         jump: Steps per group.
         last: Whether the group that ends with clean data is repeated as well.
@@ -56,7 +56,6 @@ class Resampled(Solver):
         PlanError: The solver draws its own times, or its noise is that of one path, which has a value at each time.
     """
 
-    solver: Solver
     passes: int = 8
     jump: int = 1
     last: bool = False
@@ -84,16 +83,6 @@ class Resampled(Solver):
         """Whether steps draw noise: going up does."""
         return self.passes > 1 or self.solver.stochastic
 
-    @property
-    def order(self) -> int:
-        """Order of the steps."""
-        return self.solver.order
-
-    @property
-    def reuses(self) -> bool:
-        """Whether the solver does."""
-        return self.solver.reuses
-
     def prepare(
         self, process: GaussianProcess | CategoricalProcess, grid: Tensor | None, x: Tensor, noise: NoiseSource
     ) -> Plan:
@@ -111,14 +100,6 @@ class Resampled(Solver):
         if isinstance(entry, Renoise) and entry.undoes:
             return noise.normal("step", entry.step, tuple(x.shape[1:]), x.dtype)
         return self.solver.draw(entry, x, noise)
-
-    def idle(self, stage: Any, x: Tensor) -> bool:
-        """Return whether the solver is."""
-        return self.solver.idle(stage, x)
-
-    def step(self, stage: Any, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
-        """Apply the solver's step."""
-        return self.solver.step(stage, x, post, memory, z)
 
     def _repeated(self, plan: Plan, process: GaussianProcess | CategoricalProcess) -> Plan:
         entries: list[Stage | Renoise] = []
