@@ -111,7 +111,7 @@ def digits(most: float) -> Goal:
             warnings.simplefilter("ignore", UserWarning)
             return ratio_to_floor(frechet_distance, extractor.features(samples.numpy()), *features, repeats=10).ratio
 
-    return Goal(task, judge, len(labels), labels, 4.0, 250, most)
+    return Goal(task, judge, len(labels), labels, 4.0, 125, most)
 
 
 GOALS = {"moons": moons, "digits": digits}
