@@ -18,7 +18,7 @@ from undiffuse.tasks.restore.run import restore
 from undiffuse.training.run import train
 
 MMPS_SAMPLES, MMPS_STEPS = 8, 30
-_STEPS = 1000  # some five minutes on one core
+_STEPS = 1000
 
 
 @dataclass(frozen=True)
