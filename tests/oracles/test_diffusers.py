@@ -19,6 +19,7 @@ from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.process.registry import make_schedule
 from undiffuse.process.tables import TableSchedule
+from undiffuse.sampling.diffusers_setup import from_diffusers
 from undiffuse.sampling.registry import make_solver
 
 diffusers = pytest.importorskip("diffusers")
@@ -90,6 +91,43 @@ def test_ddim_to_the_clean_end_and_with_noise_agrees(kind: str, steps: int) -> N
         grid = make_grid(process.schedule, steps, "trailing")
         ours = run(denoiser, make_solver("ddim", eta=eta), grid, x, noise=InjectedNoise(z)).x  # type: ignore[arg-type]
         assert gap(ours, state) < BOUND
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.3, 0.7, 1.0])
+def test_few_step_schedulers_agree(gamma: float | None, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = diffusers.LCMScheduler() if gamma is None else diffusers.TCDScheduler()
+    setup = from_diffusers(theirs)
+    denoiser, x = spec_mixture(setup.process), normals(16, 2, seed=1)
+    z = {("step", k): normals(16, 2, seed=10 + k) for k in range(steps)}
+    theirs.set_timesteps(steps)
+    state, extra = x, {} if gamma is None else {"eta": gamma}
+    for k, t in enumerate(theirs.timesteps):
+        monkeypatch.setitem(type(theirs).step.__globals__, "randn_tensor", lambda *args, k=k, **kwargs: z["step", k])
+        eps = eps_at(setup.process, denoiser, state, (int(t) + 1) / 1000)
+        state = theirs.step(eps, t, state, **extra).prev_sample
+    solver = setup.solver if gamma is None else make_solver("tcd", gamma=gamma)
+    ours = run(denoiser, solver, setup.grid(steps), x, noise=InjectedNoise(z)).x  # type: ignore[arg-type]
+    assert gap(ours, state) < (BOUND if gamma is not None else 1e-5)  # LCM: its boundary scaling, up to 7e-6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_scm_agrees(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = diffusers.SCMScheduler(sigma_data=1.0)
+    setup = from_diffusers(theirs)
+    denoiser, x = spec_mixture(setup.process), normals(16, 2, seed=1)
+    z = {("step", k): normals(16, 2, seed=10 + k) for k in range(steps)}
+    theirs.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
+    state = x
+    for k, t in enumerate(theirs.timesteps[:-1]):
+        monkeypatch.setitem(type(theirs).step.__globals__, "randn_tensor", lambda *args, k=k, **kwargs: z["step", k])
+        time = min(1.0, float(t) / (np.pi / 2))
+        mean, (alpha, sigma) = denoiser(state, time).mean, setup.process.coefficients(time, state)
+        eps = setup.process.eps(state, denoiser(state, time), time)
+        state = theirs.step(alpha * eps - sigma * mean, t, state).prev_sample
+    ours = run(denoiser, setup.solver, setup.grid(steps), x, noise=InjectedNoise(z)).x  # type: ignore[arg-type]
+    # Their first angle is 1.57080, 4e-6 above a right one, times states of up to 3.
+    assert float((ours - state).abs().max()) < 2e-5
 
 
 def drive(scheduler: Any, process: GaussianProcess, denoiser: Any, z: Tensor, **step: Any) -> Tensor:

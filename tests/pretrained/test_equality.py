@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from undiffuse.models import Model, load
+from undiffuse.noise import KeyedNoise
 
 Pipelines = Callable[[str], tuple[Any, Path]]
 STEPS = 4  # divides the 1000 levels: diffusers' DDIM leaves its own levels otherwise where they are "trailing"
@@ -49,6 +50,24 @@ def test_prompts(name: str, pipelines: Pipelines):
     assert (plain - theirs(name, pipe, z, 1.0)).abs().max() < TOLERANCE
     assert (guided - theirs(name, pipe, z, 5.0)).abs().max() < TOLERANCE
     assert (plain - guided).abs().max() > 5 * TOLERANCE  # else nothing was guided
+
+
+@pytest.mark.parametrize("told", [None, 2.0])
+def test_a_latent_consistency_model(told: float | None, pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch):
+    pipe, folder = pipelines("lcm")
+    model = load(folder, size=16)
+    z, keyed = start(model), KeyedNoise(5, range(2))
+    shape = model.state_spec.shape
+    drawn = iter([keyed.normal("step", k, shape) for k in range(STEPS)])
+    module = importlib.import_module("diffusers.schedulers.scheduling_lcm")
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kw: next(drawn))
+    options = {} if told is None else {"guidance_scale": told}
+    found = pipe(prompt=PROMPTS, latents=z.clone(), height=16, width=16, output_type="np", **options).images
+    assert model.defaults["steps"] == STEPS and "guidance" not in model.defaults
+    cond: dict[str, Any] = {"prompt": PROMPTS} | ({} if told is None else {"distilled_guidance": [[told]] * 2})
+    assert (pictures(model, start=z, cond=cond, seed=5) - torch.from_numpy(found)).abs().max() < TOLERANCE
+    other = pictures(model, start=z, cond=cond | {"distilled_guidance": [[12.0]] * 2}, seed=5)
+    assert (other - torch.from_numpy(found)).abs().max() > TOLERANCE  # it is told
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

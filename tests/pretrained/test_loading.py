@@ -153,7 +153,7 @@ def test_the_command_takes_the_folder(pipelines: Pipelines, tmp_path: Path, caps
     [
         ("model_index.json", {"_class_name": "StableVideoPipeline"}, "this version loads DDPMPipeline, DDIMPipeline"),
         ("model_index.json", {"unet": ["their_code", "UNet"]}, "is never run here"),
-        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "scheduler='scheduler_config.json'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "RePaintScheduler"}, "scheduler='scheduler_config.json'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "x"}, "prediction_type='x'"),
         ("unet/config.json", {"sample_size": None}, r"load\(folder, size=512\)"),
         ("unet/config.json", {"block_out_channels": [8, 4]}, "cannot be loaded"),

@@ -143,6 +143,19 @@ def stable_v(folder: Path, diffusers: Any, transformers: Any) -> Any:
     return pipe
 
 
+def lcm(folder: Path, diffusers: Any, transformers: Any) -> Any:
+    return diffusers.LatentConsistencyModelPipeline(
+        unet=text_unet(diffusers, cross_attention_dim=16, time_cond_proj_dim=9),
+        vae=vae(diffusers, scaling_factor=0.18215),
+        text_encoder=clip_encoder(transformers),
+        tokenizer=clip_tokenizer(folder, transformers),
+        scheduler=diffusers.LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sdxl(folder: Path, diffusers: Any, transformers: Any) -> Any:
     network = text_unet(
         diffusers,
@@ -260,6 +273,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "dit": dit,
     "stable": stable,
     "stable-v": stable_v,
+    "lcm": lcm,
     "sdxl": sdxl,
     "pixart": pixart,
     "sd3": sd3,

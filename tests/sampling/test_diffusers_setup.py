@@ -76,6 +76,32 @@ def test_timesteps_of_other_families_are_identical(name: str, steps: int) -> Non
     assert ours == pytest.approx(told, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["LCM", "TCD"])
+@pytest.mark.parametrize("options", [{}, {"original_inference_steps": 40, "num_train_timesteps": 500}])
+def test_few_steps_are_those_of_the_training(name: str, options: dict[str, int]) -> None:
+    made = scheduler(name, **options)
+    setup = from_diffusers(made)
+    for steps in (1, 2, 4, 7, 40):
+        made.set_timesteps(steps)
+        assert setup.timesteps(steps) == made.timesteps.tolist()
+        times = (made.timesteps.double() + 1) / made.config.num_train_timesteps
+        assert setup.grid(steps)[:-1].tolist() == pytest.approx(times.tolist(), abs=1e-9)
+    again = from_diffusers({**setup.to_diffusers()})
+    assert again.grid(4).tolist() == setup.grid(4).tolist() and again.solver == setup.solver
+    with pytest.raises(ValueError, match="original_inference_steps"):
+        setup.grid(51)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_angles_of_scm_are_theirs(steps: int) -> None:
+    made = scheduler("SCM")
+    made.set_timesteps(steps, intermediate_timesteps=1.3 if steps == 2 else None)
+    setup = from_diffusers(made)
+    angles = made.timesteps.double()
+    assert setup.timesteps(steps) == pytest.approx(angles[:-1].tolist(), abs=1e-6)
+    assert setup.grid(steps).tolist() == pytest.approx((angles / (torch.pi / 2)).clamp(max=1).tolist(), abs=1e-6)
+
+
 def levels(made: Any, name: str, steps: int) -> torch.Tensor:
     """Their levels rho, each once, without the end."""
     made.set_timesteps(steps)
@@ -185,7 +211,9 @@ def test_bounds_become_a_wrapper() -> None:
 
 def test_what_has_no_counterpart_is_refused() -> None:
     for config, message in (
-        ({"_class_name": "LCMScheduler"}, "no counterpart; known are"),
+        ({"_class_name": "CMStochasticIterativeScheduler"}, "no counterpart; known are"),
+        ({"_class_name": "LCMScheduler", "timestep_scaling": 1.0}, "timestep_scaling=1.0"),
+        ({"_class_name": "SCMScheduler", "prediction_type": "epsilon"}, "prediction_type='epsilon'"),
         ({"_class_name": "DDIMSchedule"}, "Did you mean 'DDIMScheduler'"),
         ({"_class_name": "DDIMScheduler", "brightness": 2}, "brightness=2"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, "beta_schedule='laplace'"),

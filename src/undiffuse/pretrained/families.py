@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from undiffuse.pretrained import readers as read
 from undiffuse.pretrained.readers import Labels, NoConditions, Prompts, Reader, Told
 
 _DISTILLED = (3.5,)  # guidance that Flux is told, as its pipeline's default
+DISTILLED = "distilled_guidance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,20 @@ def classes_of(network: Any, names: Any = None, beside: dict[str, Any] | None = 
 
 
 def _sd(pipe: Any, size: tuple[int, int]) -> Reader:
-    return Prompts(pipe, read.encode_sd, {})
+    return Prompts(pipe, read.encode_sd, _told_guidance(pipe))
 
 
 def _sdxl(pipe: Any, size: tuple[int, int]) -> Reader:
     height, width = map(float, size)
-    return Prompts(pipe, read.encode_sdxl, {"sizes": Told((height, width, 0.0, 0.0, height, width))})
+    sizes = {"sizes": Told((height, width, 0.0, 0.0, height, width))}
+    return Prompts(pipe, read.encode_sdxl, sizes | _told_guidance(pipe))
+
+
+def _told_guidance(pipe: Any) -> dict[str, Told]:
+    """Return the guidance that latent consistency models are told, by default that of the pipeline."""
+    if pipe.unet.config.time_cond_proj_dim is None:
+        return {}
+    return {DISTILLED: Told((float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default),))}
 
 
 def _pixart(pipe: Any, size: tuple[int, int]) -> Reader:
@@ -83,7 +93,7 @@ def _sd3(pipe: Any, size: tuple[int, int]) -> Reader:
 
 
 def _flux(pipe: Any, size: tuple[int, int]) -> Reader:
-    told = {"distilled_guidance": Told(_DISTILLED)} if pipe.transformer.config.guidance_embeds else {}
+    told = {DISTILLED: Told(_DISTILLED)} if pipe.transformer.config.guidance_embeds else {}
     return Prompts(pipe, read.encode_flux, told)
 
 
@@ -95,6 +105,7 @@ FAMILIES: dict[str, Family] = {
     "ConsistencyModelPipeline": Family(part="unet", ask=plain.ask_unet, latent=False, scale="", kind="consistency"),
     "DiTPipeline": Family(part="transformer", ask=plain.ask_dit),
     "StableDiffusionPipeline": Family(part="unet", ask=ask.ask_text_unet, reader=_sd),
+    "LatentConsistencyModelPipeline": Family(part="unet", ask=ask.ask_text_unet, reader=_sd),
     "StableDiffusionXLPipeline": Family(part="unet", ask=ask.ask_sized_unet, reader=_sdxl),
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,

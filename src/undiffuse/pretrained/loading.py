@@ -20,7 +20,7 @@ from undiffuse.networks.diffusers_network import DiffusersNetwork
 from undiffuse.pretrained.adapters import adapt, check_offload, check_plain
 from undiffuse.pretrained.consistency import ConsistencyMap, read_consistency
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
-from undiffuse.pretrained.families import BARE, FAMILIES, Family, classes_of, labels_of
+from undiffuse.pretrained.families import BARE, DISTILLED, FAMILIES, Family, classes_of, labels_of
 from undiffuse.pretrained.files import read_beside, read_json
 from undiffuse.pretrained.options import PretrainedOptions
 from undiffuse.pretrained.readers import Reader
@@ -170,7 +170,7 @@ def _model(
     codec = _codec(folder, pipe, spec) if family.latent else None
     asked = inspect.signature(type(pipe).__call__).parameters
     defaults: dict[str, Any] = {"steps": asked["num_inference_steps"].default}
-    if family.scale:
+    if family.scale and (DISTILLED not in cond or family.scale != "guidance_scale"):
         defaults["guidance"] = float(asked[family.scale].default)
     return _assemble(
         pipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,16 +12,24 @@ from undiffuse.networks.embedded import Embedded
 
 
 def ask_text_unet(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:
-    """UNet2DConditionModel of Stable Diffusion 1 and 2."""
-    return network(x, timestep, encoder_hidden_states=_like(cond.tokens, x), return_dict=False)[0]
+    """UNet2DConditionModel of Stable Diffusion 1 and 2; the vector is the guidance it was distilled for, if any."""
+    read, told = _like(cond.tokens, x), _told_guidance(network, cond)
+    return network(x, timestep, timestep_cond=told, encoder_hidden_states=read, return_dict=False)[0]
 
 
 def ask_sized_unet(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:
-    """UNet2DConditionModel of Stable Diffusion XL; the last six numbers of the vector are sizes."""
-    vector = _like(cond.vector, x)
-    told = {"text_embeds": vector[:, :-6], "time_ids": vector[:, -6:]}
-    read = _like(cond.tokens, x)
-    return network(x, timestep, encoder_hidden_states=read, added_cond_kwargs=told, return_dict=False)[0]
+    """UNet2DConditionModel of Stable Diffusion XL; the last six numbers of the vector are sizes, before the guidance
+    that the network was distilled for, if any."""
+    vector, guidance = _like(cond.vector, x), _told_guidance(network, cond)
+    vector = vector if guidance is None else vector[:, :-1]
+    return network(
+        x,
+        timestep,
+        timestep_cond=guidance,
+        encoder_hidden_states=_like(cond.tokens, x),
+        added_cond_kwargs={"text_embeds": vector[:, :-6], "time_ids": vector[:, -6:]},
+        return_dict=False,
+    )[0]
 
 
 def ask_pixart(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tensor:
@@ -69,6 +78,18 @@ def ask_flux(network: Any, x: Tensor, timestep: Tensor, cond: Embedded) -> Tenso
         return_dict=False,
     )[0]
     return tools._unpack_latents(raw, height, width, 1)
+
+
+def _told_guidance(network: Any, cond: Embedded) -> Tensor | None:
+    """Return the embedding of the guidance that a network was distilled for, the last number of the vector (LCM)."""
+    width = network.config.time_cond_proj_dim
+    if width is None:
+        return None
+    assert cond.vector is not None
+    rates = torch.exp(torch.arange(width // 2, device=cond.vector.device) * (-math.log(10000.0) / (width // 2 - 1)))
+    angles = 1000 * (cond.vector[:, -1:].float() - 1) * rates
+    told = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(told, (0, width % 2)).to(network.dtype)
 
 
 def _like(part: Tensor | None, x: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ CATALOGUE: dict[str, SolverFacts] = {
     "euler-ancestral": _sde(
         1, "ddim with eta = 1, as k-diffusion's Euler ancestral", "Song et al. 2020, arXiv:2010.02502"
     ),
+    "lcm": _sde(1, "to the data and back up with noise alone, for LCM", "Luo et al. 2023, arXiv:2310.04378"),
+    "tcd": _sde(1, "ddim below the end of a step, then noise, for TCD", "Zheng et al. 2024, arXiv:2402.19159"),
     "dpm++2m": _ode(2, "two answers, exact in the linear part: the default", _DPMPP),
     "dpm++3m": _ode(3, "three answers, with the third-order term corrected", _DPMPP),
     "dpm-solver-2m": _ode(2, "dpm++2m on the noise instead of the data", _DPM),

@@ -20,6 +20,7 @@ from undiffuse.sampling.diffusers_spacing import (
     EDMSpacing,
     End,
     FlowSpacing,
+    SCMSpacing,
     Spacing,
     TableSpacing,
 )
@@ -130,26 +131,33 @@ class TableLayout:
         extra, whole: See `TableSpacing`.
         end: The option that says where the last step ends, or the end itself.
         spacing: Default of `timestep_spacing`; None where the class has no such option.
-        first, last: Defaults of the betas' ends.
+        kind, first, last: Defaults of `beta_schedule` and of the betas' ends.
         clips: Default of `clip_sample`; None where the class has none.
         tiny: Whether a last entry of zero becomes 2^-24, since the class divides by alpha.
         curves: Whether it takes the `use_*_sigmas`.
+        coarse: Default of `original_inference_steps`; None where the class has no such option. Those that have it are
+            given `timestep_spacing`, `steps_offset` and `set_alpha_to_one` and do not read them.
     """
 
     extra: bool = False
     whole: bool = False
     end: str = "zero"
     spacing: str | None = "linspace"
+    kind: str = "linear"
     first: float = 1e-4
     last: float = 0.02
     clips: bool | None = None
     tiny: bool = True
     curves: bool = True
+    coarse: int | None = None
 
     def read(self, options: Options, mu: float | None) -> Parts:
         """Take the options of the table, its spacing and the prediction."""
+        if self.coarse is not None:
+            for unread in ("timestep_spacing", "steps_offset", "set_alpha_to_one"):
+                options.take(unread, None)
         betas = Betas(
-            kind=options.take("beta_schedule", "linear"),
+            kind=options.take("beta_schedule", self.kind),
             first=options.take("beta_start", self.first),
             last=options.take("beta_end", self.last),
             count=options.take("num_train_timesteps", 1000),
@@ -168,6 +176,7 @@ class TableLayout:
             whole=self.whole,
             curve=curve[0] if curve else None,
             end=self._end(options),
+            coarse=options.take("original_inference_steps", self.coarse) if self.coarse else None,
         )
         return Parts(
             process=GaussianProcess(betas.schedule()),
@@ -211,6 +220,8 @@ class TableLayout:
             config["rescale_betas_zero_snr"] = True
         if self.spacing is not None:
             config |= {"timestep_spacing": spacing.shape, "steps_offset": spacing.offset}
+        if spacing.coarse is not None:
+            config["original_inference_steps"] = spacing.coarse
         if self.curves:
             config |= {key: spacing.curve == name for key, name in _CURVES.items()}
         if self.end == "final_sigmas_type":
@@ -225,6 +236,30 @@ class TableLayout:
                 "thresholding": True, "dynamic_thresholding_ratio": bounds.quantile
             }  # fmt: skip
         return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnboundedLayout(TableLayout):
+    """A table whose class has the options of bounds and does not read them."""
+
+    def _bounds(self, options: Options) -> Bounds | None:
+        super()._bounds(options)
+        return None
+
+
+@dataclass(frozen=True)
+class SCMLayout:
+    """The scheduler of sCM: v on the circle, in units of the data's deviation, which the pipeline divides by itself."""
+
+    def read(self, options: Options, mu: float | None) -> Parts:
+        """Take what must be at its default."""
+        options.choose("prediction_type", "trigflow", {"trigflow": "v"})
+        options.take("sigma_data", 0.5), options.take("num_train_timesteps", 1000)
+        return Parts(process=GaussianProcess(TrigSchedule()), spacing=SCMSpacing(), prediction="v")
+
+    def write(self, parts: Parts) -> Config:
+        """Write nothing: what there is says where other code multiplies."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ r"""Process, solver and grids from the config of a diffusers scheduler, and the 
 diffusers itself is not needed. An option without a counterpart here is refused, never dropped, and `to_diffusers`
 writes the config from the parts, not from a copy of what was read.
 
-Consistency models (LCM, TCD, CM, SCM) are flow maps here and have no setup; schedulers that walk upwards (the inverse
-ones) are the same solver with `sample(up=True)`.
+The boundary scaling of LCM, which moves an answer by less than 1e-5, is left out. The first consistency models are
+flow maps here, whose scheduler holds a part of the network (`pretrained.consistency`), and have no setup. Schedulers that
+walk upwards (the inverse ones) are the same solver with `sample(up=True)`.
 """
 
 from __future__ import annotations
@@ -27,13 +28,24 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.sampling.ddim import DDIM, DDPM
 from undiffuse.sampling.deis import DEIS
-from undiffuse.sampling.diffusers_layouts import AngleLayout, Config, EDMLayout, FlowLayout, Options, Parts, TableLayout
+from undiffuse.sampling.diffusers_layouts import (
+    AngleLayout,
+    Config,
+    EDMLayout,
+    FlowLayout,
+    Options,
+    Parts,
+    SCMLayout,
+    TableLayout,
+    UnboundedLayout,
+)
 from undiffuse.sampling.diffusers_spacing import FlowSpacing
 from undiffuse.sampling.dpm2_ancestral import DPM2Ancestral
 from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.euler import EDMHeun, Euler, Heun
 from undiffuse.sampling.singlestep import DPMFast, DPMSolver2
 from undiffuse.sampling.solver import Solver
+from undiffuse.sampling.tcd import TCD
 from undiffuse.sampling.unipc import UniPC
 from undiffuse.words import did_you_mean
 
@@ -118,7 +130,7 @@ def from_diffusers(config: Any, mu: float | None = None, per_step: bool = False)
 class _Family:
     """How one class maps: its levels, its solver from the options, and the options from the solver."""
 
-    layout: TableLayout | FlowLayout | EDMLayout | AngleLayout
+    layout: TableLayout | FlowLayout | EDMLayout | AngleLayout | SCMLayout
     read: Callable[[Options], Solver]
     write: Callable[[Any], Config] = lambda solver: {}
 
@@ -227,7 +239,29 @@ def _write_deis(solver: DEIS) -> Config:
     return {"solver_order": solver.order, "solver_type": "logrho", "lower_order_final": solver.lower_final == "few"}
 
 
+def _read_lcm(options: Options) -> Solver:
+    scaling = options.take("timestep_scaling", 10.0)
+    if scaling < 10:
+        raise PlanError(
+            f"timestep_scaling={scaling} of {options.name} has no counterpart; from 10 on it changes next to nothing."
+        )
+    return DDIM(eta=1.0, rule="mixed")
+
+
+def _read_tcd(options: Options) -> Solver:
+    options.take("timestep_scaling", 10.0)  # the class has it and does not read it
+    return TCD()
+
+
 _STABLE: dict[str, Any] = {"first": 0.00085, "last": 0.012}
+_FEW: dict[str, Any] = {
+    "kind": "scaled_linear",
+    "coarse": 50,
+    "whole": True,
+    "spacing": None,
+    "tiny": False,
+    "curves": False,
+}
 _EXTRA: dict[str, Any] = {"extra": True, "whole": True, "end": "final_sigmas_type"}
 _LMS = DEIS(order=4, variable="rho", lower_final=False)
 _ADAMS = DEIS(order=4, variable="steps", lower_final=False)  # PNDM but for its first steps, which ask twice or more
@@ -248,6 +282,9 @@ _FAMILIES: dict[str, _Family] = {
     "HeunDiscreteScheduler": _Family(TableLayout(**_STABLE, clips=False), _plain(EDMHeun())),
     "KDPM2DiscreteScheduler": _Family(TableLayout(**_STABLE), _plain(DPMSolver2())),
     "KDPM2AncestralDiscreteScheduler": _Family(TableLayout(**_STABLE), _plain(DPM2Ancestral())),
+    "LCMScheduler": _Family(TableLayout(**_STABLE, **_FEW, clips=False), _read_lcm),
+    "TCDScheduler": _Family(UnboundedLayout(**_STABLE, **_FEW, end="sigma_min"), _read_tcd),
+    "SCMScheduler": _Family(SCMLayout(), _plain(DDIM(eta=1.0, rule="mixed"))),
     "LMSDiscreteScheduler": _Family(TableLayout(), _plain(_LMS)),
     "DPMSolverMultistepScheduler": _Family(TableLayout(**_EXTRA), _read_multistep, _write_multistep),
     "DPMSolverSinglestepScheduler": _Family(TableLayout(**_EXTRA, spacing=None), _read_singlestep, _write_singlestep),

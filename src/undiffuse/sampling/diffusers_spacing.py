@@ -65,6 +65,8 @@ class TableSpacing(Spacing):
         extra: Cut the table into steps + 1 points and drop the lowest, as the DPM-Solver, UniPC and DEIS classes do.
         whole: Whether the indices of "linspace" are rounded.
         curve: Levels between the ends of the table (with `extra`) or of the points; None for the points themselves.
+        coarse: Take the points among so many entries at even distances, from the last down, whatever `shape`: those
+            that latent consistency models are trained at.
     """
 
     shape: Literal["linspace", "leading", "trailing"] = "linspace"
@@ -72,9 +74,12 @@ class TableSpacing(Spacing):
     extra: bool = False
     whole: bool = True
     curve: Curve | None = None
+    coarse: int | None = None
 
     def points(self, total: int, steps: int) -> Tensor:
         """Return the indices of the plain shape in a table of `total` entries, falling, float64 (steps,)."""
+        if self.coarse is not None:
+            return self._coarse_points(total, steps)
         count = steps + self.extra if self.shape != "trailing" else steps
         if count > total:
             raise ValueError(f"steps={steps} but this table has only {total} noise levels; use fewer steps.")
@@ -87,6 +92,13 @@ class TableSpacing(Spacing):
             index = torch.linspace(0, total - 1, count, dtype=torch.float64)
             index = index.round() if self.whole else index
         return index.flip(0)[:steps]
+
+    def _coarse_points(self, total: int, steps: int) -> Tensor:
+        assert self.coarse is not None
+        if steps > self.coarse:
+            raise ValueError(f"steps={steps} but this scheduler has original_inference_steps={self.coarse}; use fewer.")
+        taken = torch.arange(steps, dtype=torch.float64) * self.coarse / steps
+        return (self.coarse - taken.floor()) * (total // self.coarse) - 1
 
     def levels(self, schedule: Schedule, steps: int) -> Tensor:
         """Return rho of the points, linear between entries, or along the curve."""
@@ -181,6 +193,28 @@ class AngleSpacing(Spacing):
     def timesteps(self, schedule: Schedule, steps: int) -> list[float]:
         """Return the angle over pi / 2, our time of the schedule `trig`."""
         return schedule.time(-torch.log(self.levels(schedule, steps))).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCMSpacing(Spacing):
+    """Angles of the circle that are even from pi / 2 to 0; of two steps the second begins at `middle`.
+
+    Args:
+        first, middle: Angles, as diffusers' scheduler has them by default.
+    """
+
+    first: float = 1.57080
+    middle: float = 1.3
+
+    def timesteps(self, schedule: Schedule, steps: int) -> list[float]:
+        """Return the angles."""
+        even = torch.linspace(self.first, 0.0, steps + 1, dtype=torch.float64)[:-1].tolist()
+        return [self.first, self.middle] if steps == 2 else even
+
+    def levels(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return their tangents, infinite at a right angle and above."""
+        angles = torch.tensor(self.timesteps(schedule, steps), dtype=torch.float64)
+        return torch.where(angles < 0.5 * math.pi, torch.tan(angles), torch.inf)
 
 
 def curve_levels(curve: Curve, high: float, low: float, steps: int, rho: float = 7.0) -> Tensor:

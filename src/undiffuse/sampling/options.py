@@ -21,6 +21,8 @@ class SampleOptions:
             "heun",
             "edm-heun",
             "euler-ancestral",
+            "lcm",
+            "tcd",
             "dpm++2m",
             "dpm++3m",
             "dpm-solver-2m",

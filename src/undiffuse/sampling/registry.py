@@ -18,6 +18,8 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("undiffuse.sampling.euler:Heun", {}),
     "edm-heun": ("undiffuse.sampling.euler:EDMHeun", {}),
     "euler-ancestral": ("undiffuse.sampling.ddim:DDIM", {"eta": 1.0}),
+    "lcm": ("undiffuse.sampling.ddim:DDIM", {"eta": 1.0, "rule": "mixed"}),
+    "tcd": ("undiffuse.sampling.tcd:TCD", {}),
     "dpm++2m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {}),
     "dpm++3m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"order": 3}),
     "dpm-solver-2m": ("undiffuse.sampling.dpm_multistep:DPMMultistep", {"form": "noise"}),
