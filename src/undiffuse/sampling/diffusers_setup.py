@@ -8,8 +8,8 @@ diffusers itself is not needed. An option without a counterpart here is refused,
 writes the config from the parts, not from a copy of what was read.
 
 The boundary scaling of LCM, which moves an answer by less than 1e-5, is left out. The first consistency models are
-flow maps here, whose scheduler holds a part of the network (`pretrained.consistency`), and have no setup. Schedulers that
-walk upwards (the inverse ones) are the same solver with `sample(up=True)`.
+flow maps here, whose scheduler holds a part of the network (`pretrained.consistency`), and have no setup. Schedulers
+that walk upwards (the inverse ones) are the same solver with `sample(up=True)`.
 """
 
 from __future__ import annotations
