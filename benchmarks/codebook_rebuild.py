@@ -14,35 +14,18 @@ import argparse
 import sys
 import time
 
-import torch
-
 from undiffuse.codecs.options import VQOptions
-from undiffuse.data import DataOptions, TensorDataset, open_data
+from undiffuse.data import DataOptions, open_data
 from undiffuse.data.dataset import Dataset
 from undiffuse.events import Event, Message
-from undiffuse.noise import KeyedNoise
-from undiffuse.papers.vq_codebook import codebook_part, codebook_study
+from undiffuse.papers.vq_codebook import codebook_part, codebook_study, crops
 from undiffuse.report.measures import Results, machine_settings, publish, script_options
-from undiffuse.spec import DataSpec
 
 
 def patches(asked: argparse.Namespace) -> Dataset:
-    """Return square patches of the first items, side by side, in random order: what is held out is then like the rest.
-
-    Raises:
-        ValueError: The sides of the pictures are no multiples of that of a patch.
-    """
-    options = DataOptions(source=asked.data, size=asked.size, limit=asked.items)
-    data = open_data(asked.data, options)
-    x = data.spec.from_model(data.batch(torch.arange(len(data)))["x"])
-    side = asked.patch or x.shape[-1]
-    if x.ndim != 4 or x.shape[2] % side or x.shape[3] % side:
-        raise ValueError(f"items of shape {tuple(x.shape[1:])} cannot be cut into patches of {side} x {side} pixels.")
-    cut = x.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous()
-    order = KeyedNoise(asked.seed, range(len(cut))).uniform("order", 0, ()).argsort()
-    return TensorDataset(
-        data=cut[order], spec=DataSpec(kind="image", shape=tuple(cut.shape[1:]), range=data.spec.range)
-    )
+    """Return square patches of the first items; see `crops`."""
+    data = open_data(asked.data, DataOptions(source=asked.data, size=asked.size, limit=asked.items))
+    return crops(data, asked.patch or data.spec.shape[-1], asked.seed)
 
 
 def main() -> None:

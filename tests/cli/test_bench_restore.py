@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from undiffuse.cli.main import run
+from undiffuse.metrics.classifier import ClassifierConfig, build_classifier, save_classifier
 
 _WORDS = ("digits-mixture", "--operators", "inpaint50,sr2", "-n", "3", "--samples", "2", "--out", "there")
 
@@ -55,6 +56,24 @@ def test_a_trained_model_is_measured_on_what_it_never_saw(capsys: pytest.Capture
     assert "held out of training" in err
     (row,) = json.loads(out)["rows"]
     assert row["spread"] is None and row["energy"] is None and row["psnr"] > 5
+
+
+def test_a_classifier_says_what_it_sees(capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, classes in (("named", tuple("0123456789")), ("other", ("cat", "dog"))):
+        config = ClassifierConfig(shape=(1, 8, 8), classes=classes, widths=(4,), blocks=(1,))
+        save_classifier(build_classifier(config), folder)
+    words = ("digits", "--operators", "sr2", "--methods", "ddrm", "--steps", "2", "-n", "5", "--samples", "1")
+    code, out, err = asked(capsys, *words, "--classifier", "named", "--json", "--out", "one")
+    assert code == 0, err
+    found = json.loads(out)
+    (row,) = found["rows"]
+    assert row["top1_items"] == 5 and 0 <= row["top1"] <= 1 and row["top1_true"] is not None
+    assert "Wilson" in Path(found["report"]).read_text()
+    code, out, err = asked(capsys, *words, "--classifier", "other", "--json", "--out", "two")
+    assert code == 0 and "has other classes than other" in err
+    assert json.loads(out)["rows"][0]["top1_true"] is None
+    code, _, err = asked(capsys, *words, "--classifier", "cifar10-classifier", "--out", "three")
+    assert code == 1 and "sees pictures of shape (3, 32, 32)" in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

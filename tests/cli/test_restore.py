@@ -85,6 +85,24 @@ def test_an_unknown_kernel_is_written_beside_the_picture(capsys: pytest.CaptureF
     assert Path("restored/restored.html").read_text().count("data:image/png") == 3
 
 
+def test_a_prior_of_kernels_is_named_by_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("restore", "digits", "photo.png", "--operator", "blur:uniform,3", "--method", "blind-dps", "--steps", "2")
+    code, _, err = asked(capsys, *words, "--method-option", "prior=runs/none")
+    assert code == 1 and "runs/none" in err and len(err.strip().splitlines()) == 1
+    code, _, err = asked(capsys, *words, "--method-option", "prior=digits")
+    assert code == 1 and "expected grey pictures (1, 3, 3)" in err and len(err.strip().splitlines()) == 1
+
+
+def test_uneven_light_is_written_beside_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("restore", "digits", "photo.png", "--operator", "denoise", "--noise-std", "0.02", "--method", "gdp")
+    words = (*words, "--method-option", "light=pixel", "--steps", "2", "--samples", "2", "--json")
+    code, out, err = asked(capsys, *words)
+    assert code == 0, err
+    (item,) = json.loads(out)["items"]
+    assert load_file(item["files"]["learned"])["offset"].shape == (2, 1, 8, 8)
+    assert len(item["learned"]["factor"]) == 1 and read_image(item["files"]["offset"]).shape[0] >= 48
+
+
 def test_what_degrade_wrote_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(capsys, "degrade", "photo.png", "--operator", "downsample:2", "--noise", "gaussian:0.05")[0] == 0
     code, out, err = asked(
@@ -144,6 +162,7 @@ def test_folders_are_restored_and_no_result_overwrites_another(capsys: pytest.Ca
         (("photo.png", "--operator", "denoise", "--noise", "gaussian:5"), "5 in 0..255 is 0.02"),
         (("photo.png", "--mask", "mask.png", "--method", "dds", "--method-option", "gamma=much"), "expected float"),
         (("photo.png", "--mask", "mask.png", "--budget", "0"), "budget=0 must be at least 1"),
+        (("photo.png", "--mask", "mask.png", "--threshold", "hard"), "choose 'static' or 'dynamic'"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
@@ -181,6 +200,20 @@ def test_pictures_of_other_sizes_and_depths_are_restored(capsys: pytest.CaptureF
         assert after.shape == (*size, 1)
         kept = np.r_[0:2, 4 : size[0]]  # 16-bit levels as bytes
         assert np.abs(after[kept, :, 0] - levels[kept, : size[1]] / 257).max() <= 0.51
+
+
+def test_latent_models_restore_pictures_of_other_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    continuous(codec=True).save(Path("latent"))
+    levels = np.random.default_rng(1).integers(0, 256, (13, 10, 1)).astype(np.uint8)
+    few = ("--method", "dps", "--steps", "2", "--samples", "1", "--json")
+    for name, size, nfe in (("large", (13, 10), 2 * 6), ("small", (5, 6), 2)):  # of 4 x 3 latents 3 x 2 tiles of 2
+        write_image(f"{name}.png", levels[: size[0], : size[1]])
+        code, out, err = asked(capsys, "restore", "latent", f"{name}.png", "--operator", "blur:uniform,3", *few)
+        assert code == 0, err
+        (item,) = json.loads(out)["items"]
+        assert (item["nfe"], read_image(item["files"]["mean"]).shape) == (nfe, (*size, 1))
+    code, _, err = asked(capsys, "restore", "latent", "large.png", "--operator", "blur:uniform,3", "--tile", "5", *few)
+    assert code == 1 and "multiple of" in err and len(err.strip().splitlines()) == 1
 
 
 def test_the_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from undiffuse.cli.main import COMMANDS, _load
+import pytest
+
+from undiffuse.cli.main import COMMANDS, _load, run
 
 TAKES: dict[str, set[Any]] = {
     "flag": {bool},
@@ -51,3 +53,38 @@ def test_options_of_several_commands_are_those_of_the_table_and_take_what_it_say
     for name in shared:
         wrong = {command: kind for command, kind in used[name].items() if kind not in TAKES[table[name]]}
         assert not wrong, f"{name} takes {table[name]}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "digits"),
+        ("solvers", "--on", "digits"),
+        ("self-bench", "digits"),
+        ("bench-compose", "digits", "labelled:digits"),
+        ("bench-restore", "digits"),
+        ("cka", "digits", "--data", "digits"),
+        ("inpaint", "digits", "one.png", "--mask", "mask.png"),
+        ("interpolate", "digits", "one.png", "other.png"),
+        ("restore", "digits", "one.png", "--mask", "mask.png"),
+    ],
+)
+def test_commands_load_models_as_they_are_asked_to(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert run([*words, "--load", "size=8"]) == 1
+    assert "size is an option of pretrained pipelines; digits is none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("info", "data:digits"), "data:digits is no model"),
+        (("solvers",), "--load needs --on MODEL"),
+        (("bench-restore", "digits-mixture"), "digits-mixture is none"),
+    ],
+)
+def test_options_of_loading_are_refused_where_nothing_is_loaded(words, said, capsys: pytest.CaptureFixture[str]):
+    assert run([*words, "--load", "size=8"]) == 1
+    assert said in capsys.readouterr().err

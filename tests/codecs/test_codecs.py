@@ -48,6 +48,23 @@ def test_all_components_lose_nothing(kind: str) -> None:
     torch.testing.assert_close(codec.decode(z), x, atol=2e-5, rtol=0)  # float32 sums over a patch
 
 
+@pytest.mark.parametrize("kind", ["signal", "image", "volume", "video"])
+def test_other_sizes_have_codes_too(kind: str) -> None:
+    """Twice as long on the last axis; the shape that is promised is the shape that comes."""
+    spec = spec_of(kind)
+    for codec in (PatchPCA(spec, PCAOptions(patch=2), channels=3), build_codec(SMALL, spec)):
+        assert codec is not None
+        assert codec.code_shape(spec.shape) == codec.latent.shape
+        wide = (*spec.shape[:-1], 2 * spec.shape[-1])
+        z = codec.encode(torch.zeros(1, *wide))
+        assert tuple(z.shape[1:]) == codec.code_shape(wide)
+        assert tuple(codec.decode(z).shape[1:]) == wide
+        with pytest.raises(ValueError, match="no multiple of 2"):
+            codec.code_shape((*spec.shape[:-1], 5))
+        with pytest.raises(ValueError, match="not what this codec codes"):
+            codec.code_shape((7, *spec.shape))
+
+
 def test_components_hold_the_variances_of_the_eigenvalues() -> None:
     """The lost variance is the sum of the eigenvalues left out, and components are uncorrelated."""
     spec = spec_of("image")

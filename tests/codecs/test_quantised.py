@@ -16,6 +16,7 @@ from undiffuse.codecs import PretrainedVQ, VQCodec, build_codec, codec_from_json
 from undiffuse.codecs.options import PretrainedCodecOptions, VQOptions
 from undiffuse.codecs.quantised import check_codebook, nearest
 from undiffuse.errors import CheckpointError
+from undiffuse.networks.convolution import SpatialAttention
 from undiffuse.noise import KeyedNoise
 
 SMALL = VQOptions(width=4, halvings=1, channels=3, codes=11)
@@ -40,6 +41,41 @@ def test_tokens_lie_on_the_grid_of_the_smaller_axes(kind: str) -> None:
     assert codec.latent.classes == codec.data.classes
     assert z.shape == (6, *codec.latent.shape) and z.dtype == torch.int64 and int(z.min()) >= 0 and int(z.max()) < 11
     assert codec.decode(z).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_attention_stands_at_the_coarsest_size_and_begins_as_the_identity(kind: str) -> None:
+    spec, options = spec_of(kind), replace(SMALL, blocks=2, attention=4)
+    codec, x = build_codec(options, spec), items(spec, 2)
+    assert isinstance(codec, VQCodec)
+    x = x.flatten(0, 1) if kind == "video" else x
+    code = codec.code(x)
+    found, decoded = code.detach(), codec.render(code)
+    (decoded.square().sum() + code.square().sum()).backward()
+    sizes = [*codec.encoder.blocks, *codec.decoder.blocks]
+    layers = [[type(layer).__name__ for layer in size] for size in sizes]
+    plain, attending = ["ResidualBlock"] * 2, ["ResidualBlock", "SpatialAttention"] * 2
+    assert layers == [plain, attending, attending, plain]
+    shown = [layer for size in sizes for layer in size if isinstance(layer, SpatialAttention)]
+    assert all(bool(layer.attention.out.weight.grad.abs().sum() > 0) for layer in shown)
+    for layer in shown:
+        torch.nn.init.normal_(layer.attention.out.weight)
+    assert not torch.allclose(codec.code(x), found, atol=1e-3)
+    for size in sizes:
+        for at in reversed([at for at, layer in enumerate(size) if isinstance(layer, SpatialAttention)]):
+            del size[at]
+    torch.testing.assert_close(codec.code(x).detach(), found)
+
+
+def test_a_codec_of_before_there_was_attention_is_read_as_it_was() -> None:
+    codec, x = vq_of("image"), items(spec_of("image"), 2)
+    fields = codec_to_json(codec)
+    assert fields["options"].pop("attention") == 0
+    again = codec_from_json(json.loads(json.dumps(fields)), codec.data)
+    again.load_state_dict(codec.state_dict())
+    assert torch.equal(again.encode(x), codec.encode(x))
+    with pytest.raises(ValueError, match="the 8 channels of the coarsest size do not split into attention=3 heads"):
+        replace(SMALL, attention=3)
 
 
 def test_tokens_follow_each_other_frame_by_frame_and_row_by_row() -> None:

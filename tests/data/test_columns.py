@@ -56,6 +56,17 @@ def test_kinds_can_be_asked_for():
     assert read_conditions(COLUMNS, DataOptions(cond="none"), "it").specs == {}
 
 
+def test_numbers_that_are_asked_for_are_a_vector_also_if_none_recurs():
+    """As words they would be spelled, and a network could not tell that 19 lies beside 20."""
+    found = read_conditions(COLUMNS, DataOptions(cond="id,url"), "the table")
+    assert {name: spec.kind for name, spec in found.specs.items()} == {"id": "vector", "url": "text"}
+    assert found.specs["id"].mean == (9.5,)
+    assert any("condition id: 1 number(s), standardised" in note for note in found.notes)
+    words = {**COLUMNS, "id": [str(i) for i in range(20)]}  # as a .csv has them
+    assert read_conditions(words, DataOptions(cond="id"), "it").specs["id"] == found.specs["id"]
+    assert read_conditions(COLUMNS, DataOptions(cond="id:text"), "it").specs["id"].kind == "text"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

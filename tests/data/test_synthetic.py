@@ -1,4 +1,4 @@
-"""Moving digits and waves: what they are follows from their making."""
+"""Moving digits, waves and kernels: what they are follows from their making."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ def test_waves_are_bounded_and_have_their_shapes() -> None:
 def test_a_limit_takes_a_fixed_choice() -> None:
     few, again = (open_data("waves", DataOptions(limit=5)).batch(torch.arange(5))["x"] for _ in range(2))
     assert len(few) == 5 and torch.equal(few, again)
+
+
+def test_kernels_are_pictures_with_a_white_pixel() -> None:
+    few = open_data("kernels", DataOptions(size=5, limit=300))
+    x = few.batch(torch.arange(300))["x"]
+    assert few.spec.shape == (1, 5, 5) and few.spec.range == (0.0, 1.0)
+    torch.testing.assert_close(x.flatten(1).amax(1), torch.ones(300))
+    assert float(x.min()) >= -1
+    assert open_data("kernels", DataOptions(limit=3), few.spec).spec.shape == (1, 5, 5)

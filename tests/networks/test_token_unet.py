@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.networks.helpers import described, parameters_without_gradient, randomise
+from undiffuse.config import resolve
+from undiffuse.data import TensorDataset
 from undiffuse.denoisers.categorical import CategoricalDenoiser
 from undiffuse.errors import CheckpointError
 from undiffuse.models import Model, load
@@ -20,6 +23,8 @@ from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.keep import RootCosineKeep
 from undiffuse.spec import DataSpec
 from undiffuse.training.fine_tuning import take_weights
+from undiffuse.training.recipe import Recipe, recipe_layer
+from undiffuse.training.run import train
 
 SMALL = UNetOptions(channels=8, multipliers=(1, 2), blocks=1, heads=2)
 CODES = DataSpec(kind="tokens", shape=(12,), grid=(3, 4), vocabulary=tuple("abcde"), classes=("x", "y"))
@@ -64,6 +69,52 @@ def test_a_row_without_a_grid_may_have_any_length_and_a_grid_may_not():
         TokenUNet((3, 4), 5, 5, SMALL)(ids(1, 12), torch.zeros(1, 12))
     with pytest.raises(ValueError, match="self_condition"):
         build_network(UNetOptions(self_condition=True), CODES)
+
+
+SCALED = replace(SMALL, token_input="scaled")
+
+
+@pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 2)])
+def test_a_network_of_numbers_begins_by_believing_what_it_sees(grid):
+    length = torch.tensor(grid).prod().item()
+    network, x = TokenUNet(grid, 5, 6, SCALED), ids(2, length, states=6)
+    out = network(x, torch.zeros(2))["out"]
+    expected = torch.nn.functional.one_hot(x, 6)[..., :5].float()  # nothing is said of a mask
+    assert torch.equal(out, expected) and bool((x == 5).any())
+    randomise(network)(x, torch.tensor([0.2, 0.9]))["out"].square().sum().backward()
+    assert not parameters_without_gradient(network)
+
+
+def test_numbers_are_a_picture_of_one_channel():
+    network = randomise(TokenUNet((3, 4), 5, 6, SCALED)).double()
+    x, level = ids(2, 12, states=6), torch.zeros(2, dtype=torch.float64)
+    picture = (x.double() / 2.5 - 1).view(2, 1, 3, 4)
+    said = UNet.forward(network, picture, level)["out"].flatten(2).mT
+    seen = torch.nn.functional.one_hot(x, 6)[..., :5].double()
+    torch.testing.assert_close(network(x, level)["out"], said + seen, rtol=1e-12, atol=1e-12)
+    with capture(network, ["embedding", "mid"]) as kept:
+        network(x, level)
+    assert kept["embedding"].shape == (2, 12, 1) and kept["mid"].shape == (2, 16, 2, 2)
+
+
+def test_numbers_of_tokens_are_for_tokens():
+    with pytest.raises(ValueError, match=r"model.token_input=scaled is about tokens"):
+        build_network(SCALED, DataSpec(kind="image", shape=(1, 8, 8)))
+
+
+def test_a_network_of_numbers_is_trained_resumed_and_sampled_like_others(tmp_path):
+    data = TensorDataset(data=ids(60, 1).expand(60, 12).contiguous(), spec=replace(CODES, classes=()))
+    recipe = resolve(Recipe, recipe_layer("vq-ddm"), ["codec=none", "model.token_input=scaled"])
+    size = ["model.channels=8", "model.blocks=1", "model.heads=2"]
+    options = {"batch_size": 16, "warmup": 0, "lr": 5e-3, "log_every": 4, "preview_every": 0, "decay": "constant"}
+    whole = train(data, recipe, out=tmp_path / "whole", overrides=size, steps=16, **options)
+    train(data, recipe, out=tmp_path / "parts", overrides=size, steps=8, **options)
+    again = train(data, recipe, out=tmp_path / "parts", overrides=size, steps=16, **options)
+    for a, b in zip(again.model.denoiser.parameters(), whole.model.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.losses[-1] < whole.losses[0]
+    drawn = whole.model.sample(3, steps=4)
+    assert drawn.shape == (3, 12) and bool(((drawn >= 0) & (drawn < 5)).all())
 
 
 def test_hooks_reach_the_embedding_and_the_middle():

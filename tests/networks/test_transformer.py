@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from tests.networks.helpers import count, described, generator, parameters_without_gradient, randomise
 from undiffuse.networks.attention import math_attention
+from undiffuse.networks.build import build_network
+from undiffuse.networks.hooks import capture
 from undiffuse.networks.options import TransformerOptions
 from undiffuse.networks.rope import axial_rotary
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.transformer_block import ConvolvedFeedForward, NeighbourMixing
+from undiffuse.spec import DataSpec
 
 
 def build(**kwargs) -> Transformer:
@@ -158,6 +163,49 @@ def test_tokens_on_a_grid_turn_along_rows_and_columns():
         network(ids(2, 11))
     with pytest.raises(ValueError, match="axes of the grid"):
         Transformer(5, 6, width=4, heads=2, grid=(3, 4))
+
+
+def test_learned_places_are_those_of_row_and_column():
+    network = build(grid=(3, 4), places=(3, 4))
+    rows, columns = network.places.axes
+    assert (rows.shape, columns.shape) == ((3, 16), (4, 16))
+    x = ids(2, 12)
+    with capture(network, ["block0"], inputs=True) as taken:
+        network(x)
+    for row, column in itertools.product(range(3), range(4)):
+        at = 4 * row + column
+        expected = network.embedding(x[:, at]) + rows[row] + columns[column]
+        torch.testing.assert_close(taken["block0"][:, at], expected)
+    network(x)["out"].square().sum().backward()
+    assert all(bool(axis.grad.abs().amax(1).gt(0).all()) for axis in (rows, columns))
+
+
+def test_without_its_places_a_network_knows_no_order():
+    network = build(places=(12,))
+    x, order = ids(1, 12), torch.randperm(12, generator=generator())
+    assert not torch.allclose(network(x[:, order])["out"], network(x)["out"][:, order], atol=1e-4)
+    with torch.no_grad():
+        network.places.axes[0].zero_()
+    torch.testing.assert_close(network(x[:, order])["out"], network(x)["out"][:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_network_with_learned_places_reads_on_where_it_stopped():
+    network, x = build(places=(2, 6), grid=(2, 6), causal=True).eval(), ids(2, 12)
+    whole, past = network(x)["out"], network.new_past(12)
+    parts = [network(x[:, at : at + 4], past=past)["out"] for at in (0, 4, 8)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_places_have_one_length_and_are_a_choice_of_recipes():
+    spec = DataSpec(kind="tokens", shape=(12,), grid=(3, 4), vocabulary=tuple("abcde"))
+    line = DataSpec(kind="tokens", shape=(7,), vocabulary=tuple("abcde"))
+    options = TransformerOptions(width=16, depth=1, heads=2, positions="learned")
+    assert build_network(options, spec, states=6).places.sizes == (3, 4)
+    network = build_network(options, line, states=6)
+    assert network.places.sizes == (7,)
+    with pytest.raises(ValueError, match=r"8 tokens are not those of the training, 7, which learned positions"):
+        network(ids(1, 8))
+    assert build_network(TransformerOptions(width=16, depth=1, heads=2), spec, states=6).places is None
 
 
 def test_neighbours_on_a_grid_are_above_below_left_and_right():

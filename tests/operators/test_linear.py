@@ -170,6 +170,17 @@ def test_blurs_are_padded_convolutions(boundary: str, mode: str):
     close(line(x), product(x), 1e-12, boundary)
 
 
+@pytest.mark.parametrize("size", [(3, 5), (4, 2)])
+def test_a_blur_is_linear_in_its_kernel_too(size: tuple[int, int]):
+    x, kernels = normals(2, 3, 6, 5), normals(2, 1, *size, seed=1)
+    blur = ops.kernel_blur((3, 6, 5), kernel=normals(*size))
+    by_kernel = blur.of(x)
+    close(by_kernel(kernels), blur.with_kernel(kernels[:, 0])(x), 1e-12, "k * x")
+    y = normals(2, 3, 6, 5, seed=2)
+    left, right = (by_kernel(kernels) * y).sum(), (kernels * by_kernel.adjoint(y)).sum()
+    close(left, right, 1e-12, "adjoint")
+
+
 def test_unknown_kernels_get_gradients_and_stay_kernels():
     kernel = (normals(3, 3).abs() / normals(3, 3).abs().sum()).requires_grad_()
     x = normals(1, 1, 6, 5)

@@ -36,6 +36,17 @@ def test_one_uniform_coil_is_the_single_coil_operator():
     torch.testing.assert_close(one.pinv(one(x)), many.pinv(many(x), tol=1e-12))
 
 
+def test_a_scan_is_that_of_each_coil_of_what_it_sees():
+    mask = kspace_masks.cartesian(6, 5, pattern="random", acceleration=2.0, centre=0.2)
+    x, y = normals(2, 2, 6, 5), normals(2, 3, 2, 6, 5, seed=1)
+    for scan in (ops.MRI((2, 6, 5), mask, ops.simulate_coils(3, 6, 5)), ops.SingleCoilMRI((2, 6, 5), mask)):
+        each, given = scan.each_coil(), y[:, : scan.out_shape[0]]
+        torch.testing.assert_close(each(scan.split(x)), scan(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(scan.combined(scan.split(x)), x, rtol=0, atol=1e-12)
+        torch.testing.assert_close(scan.combined(each.adjoint(given)), scan.adjoint(given), rtol=0, atol=1e-12)
+        torch.testing.assert_close((each(given) * given).sum(), (given * each.adjoint(given)).sum())
+
+
 def test_coil_maps_are_normalised_and_estimated_from_the_centre():
     maps = ops.simulate_coils(6, 32, 32)
     torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(32, 32).double())

@@ -43,6 +43,7 @@ def test_the_whole_study_runs():
         "without time",
         "told the time",
         "without time and gates",
+        "D3PM, without carry-over",
         "the chain",
     ]
 

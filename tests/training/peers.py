@@ -40,6 +40,15 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
 }
 
+BY_LOSS: dict[str, Any] = {
+    "decay": "plateau",
+    "plateau_every": 3,
+    "plateau_patience": 4,
+    "plateau_threshold": 0.2,
+    "clip_steps": 20,
+    "ema_every": 4,
+}
+
 
 def launch(script: Path, *words: object, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script in several processes."""
@@ -119,12 +128,13 @@ def losses_of(trainer: Trainer) -> list[float]:
 
 
 def run_scenario(folder: Path, name: str) -> list[float]:
-    """Train what a name says: KIND, then words from "float64", "shard", "more" (go on to 20 steps more)."""
+    """Train what a name says: KIND, then words from "float64", "shard", "plateau", "more" (go on to 20 steps more)."""
     kind, *words = name.split("-")
     dtype = torch.float64 if "float64" in words else torch.float32
-    steps = {"steps": 70} if "more" in words else {"steps": 20} if kind == "unet" else {}
+    options: dict[str, Any] = dict(BY_LOSS) if "plateau" in words else {}
+    options |= {"steps": 70} if "more" in words else {"steps": 20} if kind == "unet" else {}
     place = folder / "-".join(word for word in name.split("-") if word != "more")
-    return losses_of(make_trainer(place, kind, dtype, shard="shard" in words, **steps))
+    return losses_of(make_trainer(place, kind, dtype, shard="shard" in words, **options))
 
 
 def main(folder: str, *names: str) -> None:

@@ -34,6 +34,23 @@ def test_the_average_is_the_closed_form_sum():
     torch.testing.assert_close(average.average[0], shares @ weights, rtol=1e-10, atol=1e-12)
 
 
+def test_an_average_of_every_fifth_step_is_the_closed_form_sum_at_every_step():
+    exponent, steps, every = gamma_of_width(0.1) + 1, 203, 5
+    weights = torch.randn(steps, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    average = PowerEMA([torch.zeros(3, dtype=torch.float64)], 0.1, every)
+    for step in range(1, steps + 1):
+        average.update([weights[step - 1]], step)
+        if step not in (3, every, 2 * every, 77, 200, steps):
+            continue
+        ends = sorted({*range(every, step + 1, every), step})  # each stands for the steps since the one before it
+        t = torch.tensor(ends, dtype=torch.float64)
+        shares = (t / step) ** exponent - (torch.tensor([0, *ends[:-1]], dtype=torch.float64) / step) ** exponent
+        assert float(shares.sum()) == pytest.approx(1.0, abs=1e-12)
+        found = average.at([weights[step - 1]], step)[0]
+        torch.testing.assert_close(found, shares @ weights[t.long() - 1], rtol=1e-10, atol=1e-12)
+    assert not torch.equal(average.average[0], found)  # what was asked at a step between did not change the average
+
+
 def test_the_profile_has_the_stated_relative_width():
     steps, exponent = 20_000, gamma_of_width(0.1) + 1
     t = torch.arange(1, steps + 1, dtype=torch.float64)
@@ -54,17 +71,19 @@ def test_a_width_out_of_range_is_refused():
         gamma_of_width(0.3)
 
 
-def snapshots_of(course, steps: int, every: int, widths=(0.05, 0.10)) -> tuple[list[Profile], np.ndarray]:
-    """Run averages over weights (steps, D); return the profiles of those kept every `every` steps, and their values."""
+def snapshots_of(
+    course, steps: int, kept_every: int, widths=(0.05, 0.10), every: int = 1
+) -> tuple[list[Profile], np.ndarray]:
+    """Run averages over weights (steps, D); return the profiles of those kept now and then, and their values."""
     weights = [course(torch.tensor([step / steps], dtype=torch.float64)) for step in range(1, steps + 1)]
-    averages = [PowerEMA([torch.zeros(1, dtype=torch.float64)], width) for width in widths]
+    averages = [PowerEMA([torch.zeros(1, dtype=torch.float64)], width, every) for width in widths]
     profiles, kept = [], []
     for step, now in enumerate(weights, 1):
         for average in averages:
             average.update([now], step)
-            if step % every == 0:
+            if step % kept_every == 0:
                 profiles.append(Profile(step, average.width))
-                kept.append(float(average.average[0]))
+                kept.append(float(average.at([now], step)[0]))
     return profiles, np.array(kept)
 
 
@@ -85,6 +104,17 @@ def test_twenty_snapshots_give_the_averages_between_and_around_their_widths(cour
     found = combine_profiles(profiles, Profile(steps, width))
     assert found.coefficients.sum() == pytest.approx(1.0, abs=1e-12)
     assert float(found.coefficients @ kept) == pytest.approx(direct, rel=1e-3)  # the figure that was asked for
+
+
+def test_snapshots_of_an_average_of_every_tenth_step_combine_as_well():
+    steps, every = 1000, 10
+    direct = snapshots_of(COURSES["waves"], steps, steps, (0.07,))[1][-1]
+    profiles, kept = snapshots_of(COURSES["waves"], steps, steps // 20, every=every)
+    found = combine_profiles(profiles, Profile(steps, 0.07))
+    # A step stands for the ten up to it, so all is seen half of that later: 4.5 / 1000 of a slope of at most 9.
+    assert float(found.coefficients @ kept) == pytest.approx(direct, abs=1e-3 * direct + 0.0045 * 9)
+    coarse = snapshots_of(COURSES["waves"], steps, steps // 20, every=1)[1]
+    assert not np.allclose(kept, coarse, atol=1e-3)
 
 
 def test_a_width_that_was_tracked_is_that_average_alone():

@@ -31,7 +31,7 @@ from undiffuse.training.degrade import make_transforms, told_spec
 from undiffuse.training.latents import encode_data
 from undiffuse.training.log import read_log
 from undiffuse.training.recipe import Recipe, recipe_layer
-from undiffuse.training.run import train
+from undiffuse.training.run import prepare, train
 from undiffuse.training.stream import BatchStream
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), range=(0.0, 1.0))
@@ -120,6 +120,11 @@ def test_an_identity_codec_changes_nothing() -> None:
     assert [part.method for part in found] == ["supervised", "supervised"]
     torch.testing.assert_close(found[1].samples, found[0].samples, atol=1e-5, rtol=0)
     torch.testing.assert_close(found[1].residual_rms, found[0].residual_rms, atol=1e-5, rtol=0)
+    for shape in ((1, 12, 18), (1, 6, 4)):  # by tiles, each shown its part of the given picture, and in a frame
+        other = ops.Downsample(shape, 2)
+        seen = other(torch.rand(1, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1)
+        found = [ud.restore(Model(denoiser, spec, codec=c), seen, other, samples=2, steps=3) for c in (None, codec)]
+        torch.testing.assert_close(found[1].samples, found[0].samples, atol=1e-5, rtol=0)
 
 
 def test_a_measurement_on_the_grid_of_the_data_is_encoded_as_it_is() -> None:
@@ -212,6 +217,18 @@ def test_pictures_of_other_channels_are_refused() -> None:
     label = ConditionSpec(kind="label", classes=("scan", "film"))  # no picture, only called so
     called = replace(SPEC, cond={"source": label})
     assert PatchPCA(called, PCAOptions(patch=2), channels=4).latent.cond["source"] == label
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [((), False), ((*PCA[:3],), True), (PCA, False), (("codec.kind=pca", "process.data_std=0.7"), True)],
+)
+def test_the_scale_of_pictures_is_warned_of_in_latents(overrides: tuple[str, ...], warned: bool) -> None:
+    """The recipe has 0.5, that of pictures; latents have 1."""
+    recipe = resolve(Recipe, recipe_layer("restoration"), [*SMALL, SPOILT, *overrides])
+    lines = prepare(recipe, TensorDataset(spec=SPEC, data=pictures(20))).plan.lines
+    found = [line for line in lines if "process.data_std" in line]
+    assert len(found) == warned and all(line.endswith("set process.data_std=1") for line in found)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from undiffuse.training.categorical import CategoricalELBO, MaskedELBO
 from undiffuse.training.denoising import DenoisingObjective, make_denoising
 from undiffuse.training.options import DenoisingOptions
 from undiffuse.training.time_samplers import FrameTimes, TimeSampler, UniformTimes
-from undiffuse.training.weights import LossWeight
+from undiffuse.training.weights import LOG_WEIGHTS, LossWeight
 
 VECTOR = DataSpec(kind="vector", shape=(3,), classes=("a", "b"))
 
@@ -246,3 +246,57 @@ def test_elbo_of_the_exact_denoiser_is_the_entropy_within_its_error():
 def test_elbo_refuses_what_has_no_tokens():
     with pytest.raises(ValueError, match="Gaussian"):
         elbo(network_denoiser(), torch.zeros(1, 3, dtype=torch.int64), KeyedNoise(0, [0]))
+
+
+@pytest.mark.parametrize("prediction", ["data", "velocity", "v", "edm"])
+@pytest.mark.parametrize("weight", ["own", *LOG_WEIGHTS])
+def test_tables_that_end_in_noise_are_trained_to_their_end(prediction, weight):
+    """At t = 1 the network sees noise alone and learns the mean of the data; every weight has its limit there."""
+    table = make_schedule("ddpm", steps=20, zero_terminal_snr=True)
+    denoiser = network_denoiser(prediction)
+    denoiser.process = GaussianProcess(table)
+    objective = make_denoising(DenoisingOptions(weight=weight, drop=0.0), table, 1.0, prediction)
+    batch, noise = vector_batch(40), KeyedNoise(0, range(40))
+    corrupted = objective.prepare(denoiser, batch, noise, 40)
+    last = corrupted.t == 1
+    assert int(last.sum()) == 2  # one in 20
+    assert torch.equal(corrupted.x[last], noise.normal("data", 0, (3,))[last])
+    losses = objective.score(denoiser, corrupted)
+    assert bool(losses.per_sample.isfinite().all()) and bool(losses.half_logsnr.isfinite().all())
+    if prediction in ("data", "v"):
+        sign = -1 if prediction == "v" else 1
+        torch.testing.assert_close(corrupted.target[last], sign * batch["x"][last])
+    if weight == "own":
+        assert bool((corrupted.weight == 1).all())
+    elif weight in ("noise", "min-snr", "elbo", "sigmoid"):
+        assert float(corrupted.weight[last].max()) < 1e-4  # they say that noise alone is worth nothing
+
+
+def test_what_learns_nothing_from_noise_alone_is_not_shown_it():
+    ended, usual = (make_schedule("ddpm", steps=20, zero_terminal_snr=zero) for zero in (True, False))
+    noise = KeyedNoise(0, range(400))
+    for table, prediction, options, most in (
+        (ended, "v", DenoisingOptions(), 1.0),
+        (ended, "v", DenoisingOptions(times="importance"), 1.0),
+        (ended, "noise", DenoisingOptions(), ended.t_max),
+        (ended, "v", DenoisingOptions(learn_variance=True), ended.t_max),
+    ):
+        objective = make_denoising(options, table, 1.0, prediction)
+        times = objective.times.draw(noise, 400).t
+        assert most - 0.01 < float(times.max()) <= most
+        assert objective.without_memory().times.draw(noise, 400).t.max() > most - 0.01
+    assert type(make_denoising(DenoisingOptions(), usual, 1.0, "v").times.law).__name__ == "UniformTimes"
+    adaptive = make_denoising(DenoisingOptions(times="importance"), ended, 1.0, "v")
+    assert adaptive.adaptive is not None
+    adaptive.observe(torch.tensor([1.0, 0.5], dtype=torch.float64), torch.ones(2))
+    assert int(adaptive.adaptive.seen.sum()) == 1  # the last step is in no bin
+
+
+def test_the_bound_of_a_variance_has_the_levels_of_its_table():
+    for schedule, given, wanted in (
+        (make_schedule("ddpm", steps=40), None, 40),
+        (make_schedule("ddpm", steps=40), 25, 25),
+        (make_schedule("cosine"), None, 1000),
+    ):
+        bound = make_denoising(DenoisingOptions(learn_variance=True, levels=given), schedule).bound
+        assert bound is not None and bound.levels == wanted

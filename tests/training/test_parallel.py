@@ -20,8 +20,8 @@ from undiffuse.training.share import Share, ShareNoise, over_batches
 from undiffuse.training.stream import BatchStream
 
 SCRIPT = Path(peers.__file__)
-ALIKE = ("mlp", "mlp-float64", "importance", "tokens")
-SHARDED = ("mlp-shard", "unet-shard", "tokens-shard")
+ALIKE = ("mlp", "mlp-float64", "mlp-plateau", "importance", "tokens")
+SHARDED = ("mlp-shard", "mlp-plateau-shard", "unet-shard", "tokens-shard")
 # Sums over processes are made in another order: a few roundings per step, which fifty steps hardly amplify.
 RELATIVE = {"float32": 1e-5, "float64": 1e-12}
 
@@ -95,7 +95,7 @@ def test_two_processes_write_the_log_of_one(alone: Path, pair: Path, name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "importance", "tokens"])
+@pytest.mark.parametrize("name", ["mlp", "mlp-plateau", "importance", "tokens"])
 def test_two_processes_write_the_weights_and_averages_of_one(alone: Path, pair: Path, name: str):
     one, two = newest(alone / name).tensors, newest(pair / name).tensors
     assert one.keys() == two.keys()
@@ -103,6 +103,15 @@ def test_two_processes_write_the_weights_and_averages_of_one(alone: Path, pair: 
     for key in kept:
         # As for sharded runs. A network as it was before the first step differs by 0.01 and more.
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.slow
+def test_the_rate_falls_where_it_does_in_one_process(alone: Path, pair: Path, sharded: Path):
+    one, *others = (newest(at).tensors["plateau/course"] for at in (alone / "mlp-plateau", pair / "mlp-plateau"))
+    others.append(newest(sharded / "mlp-plateau-shard").tensors["plateau/course"])
+    assert one[1] >= 2  # falls
+    for other in others:
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,15 @@ def test_the_width_of_the_model_gives_the_model(run):
     assert torch.equal(model.sample(2), model.sample(2))
 
 
+def test_averages_of_every_seventh_step_are_reconstructed_too(tmp_path):
+    run = trained(tmp_path / "run", snapshot_every=STEPS // 20, ema_every=7)  # 200 is no multiple of 7
+    assert distance(reconstruct_ema(run, 0.05), load(run)) < 1e-6
+    direct = load(trained(tmp_path / "direct", ema=(0.07,), ema_every=7))
+    assert distance(reconstruct_ema(run, 0.07), direct) < 1e-4  # as where every step is taken in
+    every = load(trained(tmp_path / "every", ema=(0.07,)))
+    assert 1e-4 < distance(direct, every) < 2e-3  # half of 7 steps later, of the 14 that a width has
+
+
 def test_half_precision_takes_half_the_disk(run, tmp_path):
     halved = trained(tmp_path / "half", snapshot_every=STEPS // 20, snapshot_dtype="float16")
     whole, half = (snapshots_in(folder)[0].path.stat().st_size for folder in (run, halved))

@@ -15,7 +15,7 @@ from undiffuse.errors import ConfigError, TrainingError
 from undiffuse.networks import build_network
 from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.training import memory
-from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.build import build_denoiser, make_objective, make_process
 from undiffuse.training.degrade import told_spec
 from undiffuse.training.memory import Footprint, footprint, require_training_memory
 from undiffuse.training.planning import plan
@@ -190,6 +190,17 @@ def test_options_need_no_torch():
     modules = "undiffuse.training.options, undiffuse.process.options, undiffuse.sampling.options"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")}, timeout=60)
+
+
+def test_the_power_of_a_schedule_is_a_key() -> None:
+    spec = DataSpec(kind="tokens", shape=(8,), vocabulary=tuple("abc"))
+    t = torch.tensor(0.5, dtype=torch.float64)
+    for words, kept in ((["process.power=3"], 1 - 0.5**3), ([], 1 - 0.5**2)):
+        recipe = resolve(Recipe, recipe_layer("text"), ["process.keep=polynomial", *words])
+        assert float(make_process(recipe.process, spec).keep.keep(t)) == pytest.approx(kept, rel=1e-12)
+    for words in (["process.power=3"], ["process.keep=polynomial", "process.power=0"]):
+        with pytest.raises(ConfigError, match=r"power=.* belongs to keep=polynomial"):
+            resolve(Recipe, recipe_layer("text"), words)
 
 
 def test_a_threshold_is_for_data_with_a_range_and_not_for_latents() -> None:

@@ -10,6 +10,7 @@ from undiffuse.process import make_schedule
 from undiffuse.training.time_samplers import (
     FrameTimes,
     ImportanceTimes,
+    LastStepTimes,
     LogitNormalTimes,
     LogNormalTimes,
     ModeTimes,
@@ -151,3 +152,17 @@ def test_running_times_follow_the_running_mean_of_squares_and_give_the_first_bin
     law.update(middles[2].expand(5), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert float(law.mean_square[2]) == pytest.approx(0.9**5 * before + (1 - 0.9**5) * 11, rel=1e-12)
     assert law.seen.tolist() == [3, 3, 8]
+
+
+def test_the_last_step_of_a_table_that_ends_in_noise_comes_once_in_its_number_of_steps() -> None:
+    """Stratified batches hit it as often as they should; an average counts it as one cell of the table."""
+    table = make_schedule("ddpm", steps=20, zero_terminal_snr=True)
+    law = LastStepTimes(UniformTimes(table), 20)
+    u = stratify(KeyedNoise(0, range(400)).uniform("time", 0, ()), 400)
+    t = law(u).t
+    assert int((t == 1).sum()) == 20
+    assert float(t[t < 1].max()) <= table.t_max and float(t.min()) >= table.t_min
+    fine = law((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    low, high = table.t_min, table.t_max
+    area = (high**3 - low**3) / 3 + 1 / 20  # of t^2, the last step a cell of length 1 / 20
+    assert float((fine.importance * fine.t**2).mean()) == pytest.approx(area, rel=1e-4)

@@ -11,7 +11,7 @@ import typer
 
 from undiffuse.cli.compose_tasks import WORDS, Count, Template, Times
 from undiffuse.cli.judging import Loss, Questions, Spacing, WeightWord
-from undiffuse.cli.shared import Device, Json, ModelName, Resize, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Resize, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.compositionality.bench import ComposeReport
@@ -63,6 +63,7 @@ def bench_compose(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Measure how well a conditional model tells which text fits a picture, and which picture a text.
@@ -84,13 +85,13 @@ def bench_compose(
         _list(output)
         return
     weights = read_weight(weight)
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     chosen = open_tasks(tasks or [], found, n, seed)
     other = None if compare is None else _read(compare)
     options: dict[str, Any] = {"times": times, "spacing": spacing, "loss": loss, "contrast": contrast, "seed": seed}
     options |= {"resize": resize, "template": template, "batch_size": batch_size}
     folder = make_folder(out or Path("bench-compose") / safe_name(model))
-    asked = _asked(model, found.model, weights, interval, options)
+    asked = _asked(model, found.model, weights, interval, options | {"load": load})
     before = _before(folder, asked, output)
     output.say(f"{sum(map(len, chosen))} items, {len(chosen)} tasks; each text is tried at {times} times")
     with output.progress() as listener, goes_on(f"the tasks that were done are in {folder}"):

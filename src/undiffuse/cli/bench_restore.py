@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, Seed
+from undiffuse.cli.shared import Device, Json, Load, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,16 @@ Examples:
 _MIXTURE = "digits-mixture"
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A prior and clean items (B, *) in model units, with the numbers (B,) and names of their classes if any."""
+
+    prior: Model
+    clean: Tensor
+    label: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+
 def bench_restore(
     model: Annotated[str, typer.Argument(help="A run's folder, a built-in model, or digits-mixture.")],
     data: Annotated[
@@ -52,6 +63,13 @@ def bench_restore(
             help="Add a distance in features: lpips, or a classifier's folder or shipped name.", show_default=False
         ),
     ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Add top-1 accuracy: how often a classifier, a folder or a shipped name, sees the right class.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples computed at once; changes speed and memory only.")] = 64,
     out: Annotated[
         Path | None,
@@ -59,6 +77,7 @@ def bench_restore(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Measure restoration methods: distortion, calibration and cost of each, on every operator.
@@ -78,12 +97,14 @@ def bench_restore(
     words = split_operators(operators)
     for word in words:
         operator_text(word)  # refuses before the model is read
-    prior, clean, name = _load(model, data, n, seed, device, output)
+    loaded = _load(model, data, n, seed, device, output, load)
+    prior, clean = loaded.prior, loaded.clean
     built, std = _build(words, prior, clean, seed, noise_std)
-    folder = make_folder(out or Path("bench-restore") / safe_name(name))
-    settings = {"model": name, "data": data or "held out", "items": len(clean), "samples": samples, "seed": seed}
+    labels = None if classifier is None else _labels(classifier, loaded, output)
+    folder = make_folder(out or Path("bench-restore") / safe_name(model))
+    settings = {"model": model, "data": data or "held out", "items": len(clean), "samples": samples, "seed": seed}
     settings |= {"noise, image units": noise_std, "noise, model units": std}
-    settings |= {"perceptual": perceptual}
+    settings |= {"perceptual": perceptual, "classifier": classifier, "load": load}
     before = _before(folder, settings, output)
 
     with output.progress() as listener, goes_on(f"the rows that were done are in {folder}"):
@@ -97,6 +118,8 @@ def bench_restore(
             samples=samples,
             seed=seed,
             perceptual=perceptual,
+            classifier=classifier,
+            labels=labels,
             before=before,
             settings=settings,
             keep=partial(_write_rows, folder=folder),
@@ -106,17 +129,27 @@ def bench_restore(
     output.table(found.columns, found.table(), [i for i, key in enumerate(found.shown) if key in found.numeric])
     for method, where, reason in found.failures():
         output.say(f"{method} on {where}: {reason}", "yellow")
-    page = restore_bench_page(found, f"Restoration with {name}").write(folder / "report.html")
+    page = restore_bench_page(found, f"Restoration with {model}").write(folder / "report.html")
     written = {**_write_rows(found, folder), "report": page}
     output.finish(f"The page is {written['report']}", {**written, **found.to_json()})
 
 
-def _load(model: str, data: str | None, n: int, seed: int, device: str, output: Output) -> tuple[Model, Tensor, str]:
-    """Return the prior, clean items in model units, and its name."""
+def _load(
+    model: str, data: str | None, n: int, seed: int, device: str, output: Output, load: list[str] | None
+) -> Loaded:
+    """Return the prior and clean items.
+
+    Raises:
+        ValueError: Options of loading for the mixture, which is computed.
+    """
     from undiffuse.analysis.items import choose_items
     from undiffuse.cli.places import choose_device, find_model, open_held_out
 
     if model == _MIXTURE:
+        if load:
+            raise ValueError(
+                f"--load says how a pipeline of diffusers is loaded, and {_MIXTURE} is none; leave it out."
+            )
         from undiffuse.data import open_data
         from undiffuse.models import Model
         from undiffuse.tasks.restore.exact import digits_prior
@@ -125,14 +158,30 @@ def _load(model: str, data: str | None, n: int, seed: int, device: str, output: 
         assert prior.spec is not None
         made = Model(prior, prior.spec).to(choose_device(device))
         if data is None:
-            return made, held_out[:n].to(choose_device(device)), model
-        items = choose_items(open_data(data, spec=prior.spec), n, seed)
-        return made, prior.spec.to_model(items.data.double()), model
-    found = find_model(model, device)
+            return Loaded(made, held_out[:n].to(choose_device(device)))
+        opened = open_data(data, spec=prior.spec)
+        items = choose_items(opened, n, seed)
+        return Loaded(made, prior.spec.to_model(items.data.double()), items.cond.get("label"), opened.spec.classes)
+    found = find_model(model, device, load=load)
     dataset, what = open_held_out(found, data)
     items = choose_items(dataset, n, seed)
     output.say(f"{len(items.data)} of {len(dataset)} items{what}")
-    return found.model, found.model.spec.to_model(items.data.to(found.model.device)), model
+    clean = found.model.spec.to_model(items.data.to(found.model.device))
+    return Loaded(found.model, clean, items.cond.get("label"), dataset.spec.classes)
+
+
+def _labels(classifier: str, loaded: Loaded, output: Output) -> Tensor | None:
+    """Return the right classes of the items as numbers of the classifier's; None where their classes are others."""
+    import torch
+
+    from undiffuse.metrics import load_classifier
+
+    known = load_classifier(classifier).config.classes
+    if loaded.label is not None and set(loaded.classes) <= set(known):
+        return torch.tensor([known.index(loaded.classes[number]) for number in loaded.label.tolist()])
+    why = "has no classes" if loaded.label is None else f"has other classes than {classifier}"
+    output.say(f"the data {why}: right is the class that it sees in the true picture", "yellow")
+    return None
 
 
 def _build(words: list[str], prior: Model, clean: Tensor, seed: int, noise_std: float) -> tuple[dict[str, Any], float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.features import read_layers, read_times
-from undiffuse.cli.shared import Device, Json, ModelName, Out, Seed
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.similarity import Comparison
@@ -47,23 +47,26 @@ def cka(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Compare the layers of two models, or of one with itself or at two times, on the same items: linear CKA.
 
-    Writes cka.json and cka.html into --out, or the model's folder.
+    Writes cka.json and cka.html into --out, or the model's folder. --load goes to MODEL, and to OTHER where that is a
+    pipeline too.
     """
     from undiffuse.analysis.similarity import compare_layers
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import find_model
     from undiffuse.errors import DataError
+    from undiffuse.pretrained.loading import is_diffusers
     from undiffuse.tasks.features.items import read_items
 
     output = Output(json)
     if not data:
         raise DataError("no data were named; give --data FOLDER, an array or a built-in name.")
-    found = find_model(model, device)
-    second = None if other is None else find_model(other, device).model
+    found = find_model(model, device, load=load)
+    second = None if other is None else find_model(other, device, load=load if is_diffusers(other) else None).model
     items = read_items(found.model, data, n=n, seed=seed)
     is_alike = second is None or second.spec == found.model.spec
     other_x = None if is_alike else read_items(second, data, n=n, seed=seed).x  # in its own size and units

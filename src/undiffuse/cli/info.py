@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Json
+from undiffuse.cli.shared import Json, Load
 
 if TYPE_CHECKING:
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import Found
     from undiffuse.codecs.codec import Codec
     from undiffuse.data import DataOptions
+    from undiffuse.process.schedules import Schedule
     from undiffuse.spec import DataSpec
 
 EPILOG = """\b
@@ -31,17 +32,19 @@ def info(
         list[str] | None,
         typer.Argument(metavar="[data.KEY=VALUE]", help="How to read data, as for training.", show_default=False),
     ] = None,
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Say what a model, a run, a data set (also: data:digits) or a recipe (recipe:image) is."""
     from undiffuse.cli.output import Output
-    from undiffuse.models import BUILTIN
     from undiffuse.models.codecs import is_codec_alone
-    from undiffuse.pretrained.loading import is_diffusers
 
     output = Output(json)
     kind, colon, rest = name.partition(":")
     path = Path(name)
+    is_other = bool(options) or (bool(colon) and kind in ("recipe", "data")) or is_codec_alone(path)
+    if load and (is_other or not _is_model(name)):
+        raise ValueError(f"--load says how a pipeline of diffusers is loaded, and {name} is no model; leave it out.")
     if options:
         _show_data(output, rest if colon and kind == "data" else name, options)
     elif colon and kind == "recipe":
@@ -52,18 +55,27 @@ def info(
         _show_data(output, rest)
     elif is_codec_alone(path):
         _show_codec(output, name)
-    elif name in BUILTIN or path.name == "model.safetensors" or (path / "config.json").is_file() or is_diffusers(name):
-        _show_model(output, name)
+    elif _is_model(name):
+        _show_model(output, name, load)
     elif (path / "recipe.yaml").is_file():
         _show_unfinished(output, path)
     else:
         _show_data(output, name)
 
 
-def _show_model(output: Output, name: str) -> None:
+def _is_model(name: str) -> bool:
+    from undiffuse.models import BUILTIN
+    from undiffuse.pretrained.loading import is_diffusers
+
+    path = Path(name)
+    known = name in BUILTIN or path.name == "model.safetensors" or (path / "config.json").is_file()
+    return known or is_diffusers(name)
+
+
+def _show_model(output: Output, name: str, load: list[str] | None) -> None:
     from undiffuse.cli.places import find_model
 
-    found = find_model(name, "cpu")
+    found = find_model(name, "cpu", load=load)
     facts = {"model": name, **_spec_facts(found.model.spec), **_codec_facts(found.model.codec), **_network_facts(found)}
     facts |= _run_facts(found.folder) if found.folder is not None else {}
     output.pairs(facts)
@@ -168,7 +180,7 @@ def _network_facts(found: Found) -> dict[str, Any]:
     jumps = {"flow map": _jumps(described["flow_map"])} if "flow_map" in described else {}
     return jumps | {
         "network": f"{network['kind']}, {found.model.parameters:,} parameters",
-        "process": _process(process, described["parametrisation"]),
+        "process": _process(process, described["parametrisation"], found),
         "sampling": ", ".join(f"{key} {value}" for key, value in found.model.defaults.items()) or "defaults",
         "trained on": found.recipe.data.source if found.recipe is not None else "unknown",
     }
@@ -179,7 +191,7 @@ def _pipeline_facts(found: Found) -> dict[str, Any]:
     model = found.model
     process, defaults = model.process, dict(model.defaults)
     scheduler = (defaults.pop("scheduler", None) or {}).get("config", {}).get("_class_name")
-    levels = f"gaussian, {process.schedule.name} schedule" if hasattr(process, "schedule") else "categorical"
+    levels = f"gaussian, {_schedule_words(process.schedule)}" if hasattr(process, "schedule") else "categorical"
     predicts = f", predicts {model.module.prediction}" if hasattr(model.module, "prediction") else ""
     encoders = ", encoders of text included" if "prompt" in model.spec.cond else ""
     sampling = {**({"as": scheduler} if scheduler else {}), **defaults}
@@ -191,6 +203,22 @@ def _pipeline_facts(found: Found) -> dict[str, Any]:
     }
 
 
+def _schedule_words(schedule: Schedule) -> str:
+    """Return the name of a schedule; of a table the betas that make it."""
+    from undiffuse.process.tables import TableSchedule
+    from undiffuse.sampling.diffusers_betas import Betas
+
+    if not isinstance(schedule, TableSchedule):
+        return f"{schedule.name} schedule"
+    betas = Betas.of(schedule)
+    ends = f" {betas.first:.4g} to {betas.last:.4g}" if betas.kind in ("linear", "scaled_linear") else ""
+    if betas.trained is not None:
+        law = f"betas of its own, {betas.trained[0]:.4g} to {betas.trained[-1]:.4g}"
+    else:
+        law = f"{betas.kind.replace('_', ' ')} betas{ends}"
+    return f"table of {betas.count} levels ({law}{', ending in pure noise' if schedule.ends_in_noise else ''})"
+
+
 def _jumps(trained: dict[str, Any]) -> str:
     """Return which jumps a flow map was trained for."""
     words = {"any": "any two times", "clean": "to clean data", "steps": "the steps of a grid"}
@@ -198,9 +226,10 @@ def _jumps(trained: dict[str, Any]) -> str:
     return f"jumps: {words[trained['spans']]}{guided}"
 
 
-def _process(process: dict[str, Any], parametrisation: dict[str, Any]) -> str:
+def _process(process: dict[str, Any], parametrisation: dict[str, Any], found: Found) -> str:
     if process["kind"] == "gaussian":
-        return f"gaussian, {process['schedule']['name']} schedule, predicts {parametrisation['prediction']}"
+        words = _schedule_words(found.model.process.schedule)  # type: ignore[union-attr]
+        return f"gaussian, {words}, predicts {parametrisation['prediction']}"
     return f"categorical, {process['corruption']}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.asking import Guidance, OneCondition, OneLabel
-from undiffuse.cli.shared import Device, Json, Out, Seed, Solver, Steps
+from undiffuse.cli.shared import Device, Json, Load, Out, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +67,7 @@ def inpaint(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Completions computed at once.")] = 256,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Fill what is missing of a text, a row of a table or a picture: whatever is known, without training for it.
@@ -82,7 +83,7 @@ def inpaint(
 
     output = Output(json)
     _check_words(image, mask, text, set_ or [])
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     token_process(found.model)  # refuses before pictures are read
     given, known = _given(image, mask, text, set_ or [], found.model.spec)
     with output.progress() as listener:
@@ -110,7 +111,7 @@ def inpaint(
         f"{done.known.numel()} tokens drawn" + (f" ({done.why})" if done.why else "")
     )
     asked: dict[str, Any] = {"given": text or (str(image) if image else set_), "mask": mask}
-    asked |= {"label": label, "cond": cond}
+    asked |= {"label": label, "cond": cond, "load": load}
     asked |= {"method": done.method, "resample": resample, "steps": steps, "solver": solver, "guidance": guidance}
     asked |= {"dilate": dilate, "paste": paste, "rank": rank}
     folder = out if out is not None else found.home / f"inpaint-seed{seed}"

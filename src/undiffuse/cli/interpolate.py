@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.asking import Guidance, OneCondition, OneLabel
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, Load, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.cli.places import Found
@@ -44,6 +44,7 @@ def interpolate(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Items computed at once.")] = 256,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Mix two items token by token at a noise level, and let the model make one item of what is left of both."""
@@ -55,7 +56,7 @@ def interpolate(
 
     output = Output(json)
     numbers = _numbers(shares)
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     token_process(found.model, "interpolate")  # refuses before pictures are read
     one, other = (_item(found, words) for words in (first, second))
     with output.progress() as listener:
@@ -74,7 +75,7 @@ def interpolate(
             listener=listener,
         )
     asked = {"first": first, "second": second, "shares": numbers, "start": start, "steps": steps}
-    asked |= {"label": label, "cond": cond, "guidance": guidance}
+    asked |= {"label": label, "cond": cond, "guidance": guidance, "load": load}
     folder = out if out is not None else found.home / f"interpolate-seed{seed}"
     written = _save(found, made, folder, seed, asked)
     for share, text in zip(numbers, written.get("texts", []), strict=False):

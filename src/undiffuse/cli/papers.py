@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from undiffuse.papers.catalogue import Paper
     from undiffuse.papers.study import Study
 
-_UNUSED = {"data": "makes its own data", "seeds": "takes one seed"}
+_UNUSED = {
+    "data": "makes its own data",
+    "seeds": "takes one seed",
+    "device": "chooses for itself where to compute",
+    "large": "has one size",
+}
 
 EPILOG = """\b
 Examples:
   undiffuse papers
   undiffuse papers principles
   undiffuse papers masked-diffusion --data tinyshakespeare.txt
+  undiffuse papers vq-diffusion --large --device cuda --data photos/
   undiffuse papers mmd-ddm --seeds 2 --out results/mmd --json
 """
 
@@ -46,6 +52,16 @@ def papers(
             "--seeds", min=1, help="How many seeds, of papers with a table for each; default: 1.", show_default=False
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="auto, cpu, cuda, cuda:1, of papers on tokens; default: auto.", show_default=False
+        ),
+    ] = None,
+    large: Annotated[
+        bool,
+        typer.Option("--large", help="Larger networks and longer trainings, of papers on tokens: for a GPU."),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small version: to try it, not for figures.")] = False,
     json: Json = False,
 ) -> None:
@@ -59,7 +75,8 @@ def papers(
 
     output = Output(json)
     if name is not None:
-        _reproduce(output, name, out or Path("papers") / name, seed, quick, data=data, seeds=seeds)
+        wanted = {"data": data, "seeds": seeds, "device": device, "large": large or None}
+        _reproduce(output, name, out or Path("papers") / name, seed, quick, **wanted)
         return
     rows = [(key, paper.title, f"{paper.minutes} min", paper.source) for key, paper in PAPERS.items()]
     output.table(("name", "paper", "takes", "source"), rows, (2,))
@@ -78,7 +95,8 @@ def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool, **w
     given = {key: value for key, value in wanted.items() if value is not None}
     for key, value in given.items():
         if key not in known:
-            raise ValueError(f"--{key} {value} has no use for {name}, which {_UNUSED[key]}; leave it out.")
+            told = f"--{key}" if value is True else f"--{key} {value}"
+            raise ValueError(f"{told} has no use for {name}, which {_UNUSED[key]}; leave it out.")
     folder = make_folder(out)
     if "folder" in known:
         given["folder"] = folder / "networks"
@@ -90,7 +108,8 @@ def _reproduce(output: Output, name: str, out: Path, seed: int, quick: bool, **w
             output.table(part.columns, part.rows, part.numeric)
         _write(study, name, paper, folder)
 
-    output.say(f"{paper.title}. {paper.claim} About {paper.minutes} minutes on two cores.")
+    takes = "" if given.get("large") else f" About {paper.minutes} minutes on two cores."
+    output.say(f"{paper.title}. {paper.claim}{takes}")
     with output.progress() as listener:
         study = reproduction(quick=quick, seed=seed, listener=listener, keep=keep, **given)
     output.say(study.tally())

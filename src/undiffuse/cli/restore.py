@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.asking import Guidance
+from undiffuse.cli.asking import Guidance, Threshold
 from undiffuse.cli.shared import Device, Json, Load, ModelName, Seed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Examples:
 SECTIONS = {
     "What was done to the pictures": ("operator", "mask", "invert_mask", "noise_std", "noise"),
     "What they show": ("label", "cond", "guidance"),
-    "How to restore": ("method", "method_option", "samples", "seed", "steps", "budget", "start", "tile"),
+    "How to restore": ("method", "method_option", "samples", "seed", "steps", "budget", "threshold", "start", "tile"),
 }
 _FACTORS = range(2, 17)
 _MEASURED = ".safetensors"
@@ -88,6 +88,7 @@ def restore(
         ),
     ] = None,
     guidance: Guidance = None,
+    threshold: Threshold = None,
     start: Annotated[float, typer.Option(help="Time to begin at, from a rough answer: 0.3 is quicker than 1.")] = 1.0,
     tile: Annotated[
         int | None,
@@ -124,7 +125,7 @@ def restore(
         )
     conditions = _conditions(label or [], cond or [], guidance, len(jobs), found.model)
     settings: dict[str, Any] = {"samples": samples, "steps": steps, "budget": budget, "start": start, "tile": tile}
-    settings |= {"batch_size": batch_size, "seed": seed, "options": options, "method": method}
+    settings |= {"batch_size": batch_size, "seed": seed, "options": options, "method": method, "threshold": threshold}
     sections, items = [], []
     for job, own in zip(jobs, conditions, strict=True):
         with output.progress() as listener:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.shared import Device, Json, ModelName, Seed, Solver, Steps
+from undiffuse.cli.shared import Device, Json, Load, ModelName, Seed, Solver, Steps
 
 if TYPE_CHECKING:
     from undiffuse.analysis.compositionality.prompts import Prompt
@@ -43,6 +43,7 @@ def self_bench(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """Let a model draw its own test: pictures of prompts, filtered, with what competes with each prompt.
@@ -56,7 +57,7 @@ def self_bench(
     from undiffuse.cli.places import find_model, safe_name
 
     output = Output(json)
-    found = find_model(model, device)
+    found = find_model(model, device, load=load)
     sampling: dict[str, Any] = {"solver": solver, "steps": steps}
     folder = out or Path("self-bench") / safe_name(model)
     with output.progress() as listener, goes_on(f"the pictures that were drawn are in {folder}"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from undiffuse.cli.asking import given
-from undiffuse.cli.shared import Device, Json, Out, Seed
+from undiffuse.cli.shared import Device, Json, Load, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.solver_results import SolverChoice, Trial
@@ -42,6 +42,7 @@ SECTIONS = {
         "out",
         "seed",
         "device",
+        "load",
     ),
 }
 
@@ -87,6 +88,7 @@ def solvers(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    load: Load = None,
     json: Json = False,
 ) -> None:
     """List the solvers, or with --on find the one that samples a model best at few evaluations.
@@ -103,7 +105,7 @@ def solvers(
         return _list_restorers(output)
     if on is None:
         of_trials = {"solver": solver, "grid": grid, "label": label, "cond": cond, "guidance": guidance}
-        _refuse_without_model(of_trials | {"threshold": threshold, "save": save, "out": out})
+        _refuse_without_model(of_trials | {"threshold": threshold, "save": save, "out": out, "load": load})
         return _list(output)
     from undiffuse.cli.conditions import load_conditions, read_conditions
     from undiffuse.cli.places import find_model
@@ -111,7 +113,7 @@ def solvers(
     budgets = _numbers(evaluations)
     if save is not None and save not in budgets:
         raise ValueError(f"--save {save} was not measured; choose among --evaluations {evaluations}.")
-    found = find_model(on, device)
+    found = find_model(on, device, load=load)
     if save is not None and found.folder is None:
         raise ValueError(f"{on} is built in and keeps its defaults; save a copy with Model.save and name its folder.")
     spec = found.model.spec

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from undiffuse.codecs.codec import SPATIAL_AXES, Codec
-from undiffuse.codecs.options import AutoencoderOptions, VQOptions
-from undiffuse.networks.convolution import ResidualBlock, Upsample, convolution, group_norm
+from undiffuse.codecs.options import WIDEST, AutoencoderOptions, VQOptions
+from undiffuse.networks.convolution import ResidualBlock, SpatialAttention, Upsample, convolution, group_norm
 from undiffuse.spec import DataSpec
-
-_WIDEST = 4  # times the width at full size
 
 
 class Reconstruction(NamedTuple):
@@ -33,7 +31,7 @@ class Autoencoder(Codec):
 
     Args:
         data: Signals, images, volumes or video.
-        options: Widths and sizes.
+        options: Widths and sizes, and attention at the coarsest size.
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rombach et al. 2022,
         "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.1, arXiv:2112.10752.
@@ -67,18 +65,20 @@ class Autoencoder(Codec):
 
 def coding_sides(data: DataSpec, options: AutoencoderOptions | VQOptions, leaving: int) -> tuple[Side, Side]:
     """Return an encoder from the channels of `data` to `leaving` ones, and a decoder from `options.channels` ones."""
-    dims = SPATIAL_AXES[data.kind]
-    widths = [options.width * min(2**level, _WIDEST) for level in range(options.halvings + 1)]
+    dims, count = SPATIAL_AXES[data.kind], options.blocks
+    widths = [options.width * min(2**level, WIDEST) for level in range(options.halvings + 1)]
+    attention = [0] * options.halvings + [options.attention]  # heads, at the coarsest size alone
+    sizes = list(zip(widths, attention, strict=True))
     encoder = Side(
         convolution(dims, data.channels, widths[0]),
         [convolution(dims, fine, coarse, stride=2) for fine, coarse in pairwise(widths)],
-        _blocks(dims, widths, options.blocks),
+        [_blocks(dims, width, heads, count) for width, heads in sizes],
         convolution(dims, widths[-1], leaving),
     )
     decoder = Side(
         convolution(dims, options.channels, widths[-1]),
         [_Double(dims, coarse, fine) for coarse, fine in pairwise(reversed(widths))],
-        _blocks(dims, widths[::-1], options.blocks),
+        [_blocks(dims, width, heads, count) for width, heads in reversed(sizes)],
         convolution(dims, widths[0], data.channels),
     )
     return encoder, decoder
@@ -113,5 +113,10 @@ class _Double(nn.Module):
         return self.enlarge(x, torch.Size(2 * size for size in x.shape[2:]))
 
 
-def _blocks(dims: int, widths: list[int], count: int) -> list[nn.Sequential]:
-    return [nn.Sequential(*(ResidualBlock(dims, width, width) for _ in range(count))) for width in widths]
+def _blocks(dims: int, width: int, heads: int, count: int) -> nn.Sequential:
+    """Return the residual blocks of one size, with attention over all places behind each where there are `heads`."""
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers.append(ResidualBlock(dims, width, width))
+        layers += [SpatialAttention(width, heads)] if heads else []
+    return nn.Sequential(*layers)

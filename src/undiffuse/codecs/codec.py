@@ -42,8 +42,23 @@ class Codec(nn.Module, ABC):
     def __init__(self, data: DataSpec, options: Any, *, channels: int, factor: int, codes: int = 0) -> None:
         super().__init__()
         self.data, self.options, self.factor = data, options, factor
+        self._code_channels = channels
         latent = _latent_spec(data, channels, factor)
         self.latent = _token_spec(latent, codes) if codes else latent
+
+    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the code of an item of `shape`, which may be larger or smaller than `data`.
+
+        Raises:
+            ValueError: It has other axes, channels or frames than the data, or a size that is no multiple of `factor`.
+        """
+        first = self.data.channel_axis + 1
+        if len(shape) != len(self.data.shape) or shape[:first] != self.data.shape[:first]:
+            raise ValueError(f"items of shape {shape} are not what this codec codes, {self.data.shape} of any size.")
+        if any(size % self.factor for size in shape[first:]):
+            raise ValueError(f"items of shape {shape} have a size that is no multiple of {self.factor}, the codec's.")
+        sizes = (size // self.factor for size in shape[first:])
+        return (*shape[: first - 1], self._code_channels, *sizes)
 
     @abstractmethod
     def code(self, x: Tensor) -> Tensor:

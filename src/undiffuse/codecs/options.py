@@ -8,6 +8,9 @@ from typing import Literal
 from undiffuse.limits import at_least_one, not_negative, positive
 from undiffuse.words import option
 
+WIDEST = 4
+"""Channels of an autoencoder's coarser sizes over those of the first, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoCodecOptions:
@@ -42,6 +45,7 @@ class AutoencoderOptions:
     halvings: int = option(2, "how often each spatial axis is halved")
     width: int = option(32, "channels at full size; doubled by the first halvings, up to 4 times")
     blocks: int = option(1, "residual blocks per size, on each side")
+    attention: int = option(0, "heads of self-attention behind each block at the coarsest size, as VQ-GAN has; 0: none")
     kl: float = option(1e-3, "weight of the divergence of the code from a standard normal, per value of the data")
     steps: int = option(2000, "optimizer steps of its training")
     batch_size: int = option(64, "items per step")
@@ -49,7 +53,8 @@ class AutoencoderOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "channels", "width", "blocks", "steps", "batch_size")
-        not_negative(self, "halvings", "kl")
+        not_negative(self, "halvings", "kl", "attention")
+        _check_heads(self)
         positive(self, "lr")
 
 
@@ -63,6 +68,7 @@ class VQOptions:
     halvings: int = option(2, "how often each spatial axis is halved")
     width: int = option(32, "channels at full size; doubled by the first halvings, up to 4 times")
     blocks: int = option(1, "residual blocks per size, on each side")
+    attention: int = option(0, "heads of self-attention behind each block at the coarsest size, as VQ-GAN has; 0: none")
     codebook: Literal["ema", "gradient"] = option(
         "ema", "how the codebook follows the encodings: moving averages, or the gradient of |sg(z) - e|^2"
     )
@@ -85,6 +91,8 @@ class VQOptions:
         not_negative(
             self, "halvings", "restart", "commitment", "absolute", "perceptual", "adversarial", "adversarial_start"
         )
+        not_negative(self, "attention")
+        _check_heads(self)
         positive(self, "lr")
         if not 0 < self.decay < 1:
             raise ValueError(f"decay={self.decay} must be in (0, 1).")
@@ -101,6 +109,15 @@ class PretrainedCodecOptions:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("codec.path is missing; give the folder of a trained codec.")
+
+
+def _check_heads(options: AutoencoderOptions | VQOptions) -> None:
+    coarsest = options.width * min(2**options.halvings, WIDEST)
+    if options.attention and coarsest % options.attention:
+        raise ValueError(
+            f"the {coarsest} channels of the coarsest size do not split into attention={options.attention} heads; "
+            f"change one of them."
+        )
 
 
 CodecOptions = NoCodecOptions | PCAOptions | AutoencoderOptions | VQOptions | PretrainedCodecOptions

@@ -8,6 +8,7 @@ by `data.cond` ("caption:text,age:vector,shape:label"), or seen ("auto"):
     truth values; words that recur                label: at most 100 words, each 5 times on average
     other words; whole numbers that never recur   nothing: they look like names or addresses of items
 
+A column of the last kind that is named without a kind ("age") is a vector if it holds numbers, else text.
 A column called label, labels or class is the class label, else the first one of class numbers, unless `data.label`
 names another. An item without a caption
 has an empty one. An item without a number or label counts as unreadable (`data.max_bad`).
@@ -149,9 +150,7 @@ def choose_columns(
         others = [name for name in columns if name not in (label, "label")]
         seen = {name: "label" if name in classes else _see_kind(name, columns[name]) for name in others}
         return {name: kind for name, kind in seen.items() if kind} if options.cond == "auto" else {}, label
-    return {
-        name: (_see_kind(name, columns[name]) or "text") if kind == "auto" else kind for name, kind in asked.items()
-    }, label
+    return {name: _kind_of(name, columns[name]) if kind == "auto" else kind for name, kind in asked.items()}, label
 
 
 def fit_column(
@@ -299,6 +298,13 @@ def _see_kind(name: str, values: Sequence[Any]) -> ColumnKind | None:
         return None if whole and len(words) == len(given) else "vector"
     recur = len(words) <= _MOST_WORDS and len(given) >= _LEAST_USES * len(words)
     return "label" if recur else None
+
+
+def _kind_of(name: str, values: Sequence[Any]) -> ColumnKind:
+    """Return the kind of a column that was asked for without one: numbers are a vector, also if none recurs."""
+    given = [value for value in values if not is_missing(value)]
+    are_numbers = bool(given) and all(_floats(value) is not None for value in given)
+    return _see_kind(name, values) or ("vector" if are_numbers else "text")
 
 
 def _column_kind(spec: ConditionSpec) -> ColumnKind:

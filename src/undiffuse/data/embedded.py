@@ -1,4 +1,4 @@
-"""Data that need no file of the user's: real digits, also moving, point sets, signals, a few pages of prose."""
+"""Data that need no file of the user's: digits, also moving, points, signals, kernels of blurs, a little prose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from undiffuse.data.dataset import IndexedDataset, TensorDataset
 from undiffuse.data.listing import list_photographs
 from undiffuse.data.options import DataOptions
 from undiffuse.data.pictures import open_pictures
-from undiffuse.data.synthetic import limited, load_digits, open_moving_digits, open_waves
+from undiffuse.data.synthetic import limited, load_digits, open_kernels, open_moving_digits, open_waves
 from undiffuse.data.text import TextDataset, open_text
 from undiffuse.spec import DataSpec
 
@@ -87,4 +87,5 @@ EMBEDDED: dict[str, Callable[[DataOptions, DataSpec | None], IndexedDataset | Te
     "photographs": _open_photographs,
     "video-digits": open_moving_digits,
     "waves": open_waves,
+    "kernels": open_kernels,
 }

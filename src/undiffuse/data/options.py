@@ -95,7 +95,8 @@ class DataOptions:
         default="",
         metadata={
             "help": "numbers: spoil each item while training and give the network the result, such as "
-            "downsample:2|noise:gaussian,0.05; several, parted by ;, take turns (`undiffuse degrade --list`)"
+            "downsample:2|noise:gaussian,0.05; several, parted by ;, take turns (`undiffuse degrade --list`); a level "
+            "from a range, noise:gaussian,0..0.2, is told to the network"
         },
     )
     lazy: bool | None = field(

@@ -1,4 +1,4 @@
-"""Small data made by formula from a fixed seed: real digits that move, and sounds of four shapes."""
+"""Small data made by formula from a fixed seed: real digits that move, sounds of four shapes, and kernels of blurs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from undiffuse.data.dataset import TensorDataset
 from undiffuse.data.options import DataOptions
 from undiffuse.errors import DataError
 from undiffuse.noise import permutation
+from undiffuse.operators.kernels import draw_kernels
 from undiffuse.spec import DataSpec
 
 _FRAMES, _SIDE, _DIGIT = 8, 16, 8  # frames of a clip; pixels of a frame and of a digit
 _WAVES, _POINTS = 4000, 64
+_KERNELS, _TAPS = 4000, 9
 _SHAPES = ("sine", "square", "sawtooth", "chirp")
 
 
@@ -81,3 +83,15 @@ def open_waves(options: DataOptions, spec: DataSpec | None) -> TensorDataset:
     signals = values[rows, None].astype(np.float32)
     own = DataSpec(kind="signal", shape=(1, _POINTS), range=(-1.0, 1.0), classes=_SHAPES)
     return make_array_dataset(signals, "signal", "waves", labels, spec or own)
+
+
+def open_kernels(options: DataOptions, spec: DataSpec | None) -> TensorDataset:
+    """Return 4000 pictures (1, 9, 9) of kernels of blurs, the largest weight white, or of `data.size` on each side.
+
+    Half of them are paths of a shaken camera, the others Gaussian blurs of any width.
+    """
+    options.refuse_others("the kernels", ("size",))
+    side = options.size or (_TAPS if spec is None else spec.shape[-1])
+    kernels = draw_kernels(_KERNELS, side, side, limited(_KERNELS, options).tolist())
+    pictures = (kernels / kernels.amax((1, 2), keepdim=True)).float().numpy()
+    return make_array_dataset(pictures[:, None], "image", "kernels", spec=spec, bounds=(0.0, 1.0))

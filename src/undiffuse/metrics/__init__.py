@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Memorisation": "undiffuse.metrics.neighbours:Memorisation",
         "MotionFeatures": "undiffuse.metrics.features:MotionFeatures",
         "NGram": "undiffuse.metrics.text:NGram",
+        "NetworkClassifier": "undiffuse.metrics.agreement:NetworkClassifier",
         "NetworkFeatures": "undiffuse.metrics.networks:NetworkFeatures",
         "PairErrors": "undiffuse.metrics.key_points:PairErrors",
         "PCAFeatures": "undiffuse.metrics.features:PCAFeatures",

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from undiffuse.metrics.classifier import ImageClassifier
 from undiffuse.metrics.distances import Array, as_matrix
 from undiffuse.metrics.features import check_labels, fitted, projection
 from undiffuse.metrics.neighbours import binomial_error
@@ -50,6 +52,25 @@ class SupportVectorClassifier:
     def predict(self, x: Array) -> NDArray[np.int64]:
         """Return the most likely labels (N,)."""
         return fitted(self._machine).predict(as_matrix(x))
+
+
+class NetworkClassifier:
+    """A frozen `ImageClassifier` as a judge of pictures (N, C, H, W) in [-1, 1].
+
+    Args:
+        network: Ready to judge; see `load_classifier`.
+        batch: Pictures computed at once.
+    """
+
+    def __init__(self, network: ImageClassifier, batch: int = 256) -> None:
+        self.network, self.batch = network, batch
+
+    @torch.no_grad()
+    def predict(self, x: Array) -> NDArray[np.int64]:
+        """Return the most likely labels (N,)."""
+        pictures = torch.as_tensor(x).float()
+        self.network.to(pictures.device)
+        return torch.cat([self.network(part).argmax(1) for part in pictures.split(self.batch)]).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

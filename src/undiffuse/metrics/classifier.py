@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from undiffuse.errors import CheckpointError
+from undiffuse.errors import CheckpointError, ConfigError
 from undiffuse.files import write_whole
+from undiffuse.spec import DataSpec
 from undiffuse.words import did_you_mean
 
 CLASSIFIERS = ("cifar10-classifier",)
@@ -168,6 +169,22 @@ def load_classifier(name: str | Path) -> ImageClassifier:
             f"{folder / _WEIGHTS} is damaged or of another network ({reason}); write it again."
         ) from error
     return classifier.eval().requires_grad_(False)
+
+
+def classifier_for(name: str | Path, data: DataSpec) -> ImageClassifier:
+    """Load a classifier of the pictures, or of the frames of videos, that `data` describes.
+
+    Raises:
+        CheckpointError: See `load_classifier`.
+        ConfigError: It sees pictures of another shape.
+    """
+    network, shape = load_classifier(name), tuple(data.shape[data.channel_axis :])
+    if tuple(network.config.shape) != shape:
+        raise ConfigError(
+            f"classifier {name} sees pictures of shape {tuple(network.config.shape)}, these have {shape}; train one "
+            "with undiffuse.metrics.train_classifier."
+        )
+    return network
 
 
 def _read_config(folder: Path) -> ClassifierConfig:

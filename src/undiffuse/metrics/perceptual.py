@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from undiffuse.errors import ConfigError
-from undiffuse.metrics.classifier import ImageClassifier, load_classifier
+from undiffuse.metrics.classifier import ImageClassifier, classifier_for
 from undiffuse.spec import DataSpec
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -31,12 +31,7 @@ def make_distance(features: str, data: DataSpec) -> Distance:
         raise ConfigError(f"a perceptual distance compares pictures, but these are {data.noun}; leave it out.")
     if features == "lpips":
         return _lpips()
-    network = load_classifier(features).eval().requires_grad_(False)
-    if tuple(network.config.shape) != tuple(data.shape[data.channel_axis :]):
-        raise ConfigError(
-            f"classifier {features} sees pictures of shape {tuple(network.config.shape)}, these have "
-            f"{tuple(data.shape[data.channel_axis :])}; train one with undiffuse.metrics.train_classifier."
-        )
+    network = classifier_for(features, data)
 
     def distance(x: Tensor, made: Tensor) -> Tensor:
         network.to(x.device)

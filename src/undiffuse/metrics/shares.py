@@ -61,11 +61,16 @@ def share(hits: Tensor | Sequence[bool], interval: str = "wilson") -> Share:
         raise ValueError("a share of no items has no value; give at least one.")
     p = k / n
     if interval == "wilson":
-        z2 = _NORMAL_95**2
-        middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = _NORMAL_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return Share(k, n, max(0.0, middle - half), min(1.0, middle + half))
+        return Share(k, n, *wilson(p, n))
     if interval == "normal":
         half = _NORMAL_95 * math.sqrt(p * (1 - p) / n)
         return Share(k, n, p - half, p + half)
     raise ValueError(f"interval={interval!r} is unknown; use wilson or normal.")
+
+
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share `p` of `n` items."""
+    z2 = _NORMAL_95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _NORMAL_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)

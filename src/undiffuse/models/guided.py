@@ -184,7 +184,7 @@ def read_guidance(model: Model, n: int, conditions: Fitted, **asked: Unpack[Guid
         negative=fit_conditions(negative, n, model.state_spec, model.device, model.codec) if negative else None,
         weak=_same_latents(model, autoguide),
         classifier=_fitting(asked.get("classifier"), n),
-        threshold=_threshold(model, asked.get("threshold")),
+        threshold=threshold_mode(model, asked.get("threshold")),
         temperature=asked.get("temperature"),
         top_k=asked.get("top_k"),
         truncation=defaults.get("truncation") if truncation is None else truncation,
@@ -240,7 +240,7 @@ def _fitting(target: ClassifierTarget | None, n: int) -> ClassifierTarget | None
     return target
 
 
-def _threshold(model: Model, asked: str | None) -> Any:
+def threshold_mode(model: Model, asked: str | None) -> Any:
     """Return the mode of thresholding, None for none.
 
     Raises:

@@ -78,6 +78,10 @@ def _construct(options: NetworkOptions, spec: DataSpec, states: int | None, vari
         raise ValueError("the variance of a step can be learned for continuous data only, and these data are tokens.")
     if isinstance(options, UNetOptions):
         _check_temporal(options, spec)
+        if options.token_input != "embedding" and not spec.is_discrete:
+            raise ValueError(
+                f"model.token_input={options.token_input} is about tokens, but this is {spec.noun}; leave it out."
+            )
         if spec.is_discrete:
             grid = spec.grid or spec.shape
             return TokenUNet(grid, spec.categories, _states(spec, states), options, conditions=spec.conditions)
@@ -117,6 +121,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         gated=options.gated,
         conditions=spec.conditions,
         grid=spec.grid,
+        places=(spec.grid or spec.shape) if options.positions == "learned" else (),
     )
 
 

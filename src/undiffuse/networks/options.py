@@ -39,6 +39,10 @@ class UNetOptions:
     attention: tuple[int, ...] = option((-1,), "levels with self-attention; 0 is full size, -1 the coarsest")
     heads: int = option(4, "attention heads")
     temporal: bool = option(False, "video: let frames attend to each other at every level")
+    token_input: Literal["embedding", "scaled"] = option(
+        "embedding",
+        "tokens: read a learned vector of each, or its number in [-1, 1], and add it to its own logit (VQ-DDM)",
+    )
     dropout: float = option(0.0, "share of features dropped in training, in [0, 1)")
     self_condition: bool = option(False, "let the network see its own last estimate of the clean data")
 
@@ -91,6 +95,9 @@ class TransformerOptions:
     causal: bool = option(False, "let tokens see those before them only, for objective=autoregressive")
     conv_mlp: bool = option(False, "convolutions over 3 tokens per axis in place of the feed-forward layers")
     gated: bool = option(False, "begin with closed blocks also without time and condition: small networks learn faster")
+    positions: Literal["rope", "learned"] = option(
+        "rope", "how tokens know their place: rotary, or learned (by row and column on a grid; the training size only)"
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "width", "depth", "heads")

@@ -17,6 +17,7 @@ from undiffuse.networks.embedded import Embedded
 from undiffuse.networks.embeddings import ContextMLP
 from undiffuse.networks.modulation import ModulatedNorm, zero_linear
 from undiffuse.networks.past import Past
+from undiffuse.networks.places import LearnedPlaces
 from undiffuse.networks.rope import axial_rotary
 from undiffuse.networks.transformer_block import TransformerBlock
 from undiffuse.spec import ConditionSpec
@@ -25,9 +26,10 @@ from undiffuse.spec import ConditionSpec
 class Transformer(Backbone):
     """Token ids (B, L) -> logits (B, L, K) over clean tokens.
 
-    Positions are rotary, so any length works; tokens on a grid have a position on each of its axes. Noise level and
-    condition vector modulate every block (adaLN-zero). With neither, a learned constant does where `gated`; else it is
-    a plain pre-norm transformer. Every block attends to the tokens of the condition, where there are any.
+    Positions are rotary, so any length works; tokens on a grid have a position on each of its axes. With `places` they
+    are learned instead, and there is one length. Noise level and condition vector modulate every block (adaLN-zero).
+    With neither, a learned constant does where `gated`; else it is a plain pre-norm transformer. Every block attends to
+    the tokens of the condition, where there are any.
 
     Args:
         classes_out: Number of clean tokens K.
@@ -42,6 +44,7 @@ class Transformer(Backbone):
             learns faster so, at first.
         conditions: Conditions by name; maps are refused.
         grid: Size of the grid that the tokens lie on, row by row; empty where they are a line of any length.
+        places: Sizes of learned positions: those of the grid, or the one length of a line. Empty for rotary ones.
 
     Raises:
         ValueError: Heads have too few features for the axes of the grid, or `conv_mlp` where causal.
@@ -63,8 +66,9 @@ class Transformer(Backbone):
         gated: bool = False,
         conditions: Mapping[str, ConditionSpec] | None = None,
         grid: Sequence[int] = (),
+        places: Sequence[int] = (),
     ) -> None:
-        if width // heads < 2 * len(grid):
+        if not places and width // heads < 2 * len(grid):
             raise ValueError(
                 f"width={width} leaves heads={heads} heads {width // heads} features each, too few to turn along the "
                 f"{len(grid)} axes of the grid; use at least {2 * len(grid)} per head."
@@ -82,6 +86,7 @@ class Transformer(Backbone):
         nn.init.normal_(
             self.embedding.weight, std=0.02
         )  # small beside the blocks' outputs, which then matter from the start
+        self.places = LearnedPlaces(places, width) if places else None
         self.body = nn.ModuleList(
             TransformerBlock(
                 width,
@@ -114,8 +119,7 @@ class Transformer(Backbone):
             raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; the transformer expects token ids (B, L).")
         cond = self.conditions(cond, x.shape[0])
         context = self._context(self.noise_level_for(noise_level, *x.shape), cond.vector)
-        hidden = self.embedding(x)
-        rotary = self._positions(hidden, past[0].length if past else 0)
+        hidden, rotary = self._placed(self.embedding(x), past[0].length if past else 0)
         with nullcontext() if past is None else eager_blocks():  # a memory that grows is not for compiled code
             for index, block in enumerate(self.body):
                 extra = () if past is None else (None, past[index])
@@ -141,6 +145,18 @@ class Transformer(Backbone):
     def returns_tokens(self, name: str) -> bool:
         """All blocks do."""
         return True
+
+    def _placed(self, hidden: Tensor, first: int) -> tuple[Tensor, Rotary | None]:
+        """Return tokens (B, L, D) that know their places, and rotary positions where it is those that tell them."""
+        if self.places is None:
+            return hidden, self._positions(hidden, first)
+        count, known = hidden.shape[1], prod(self.places.sizes)
+        if not (count == known or (self.causal and first + count <= known)):
+            raise ValueError(
+                f"{count} tokens are not those of the training, {' x '.join(map(str, self.places.sizes))}, which "
+                f"learned positions are made for; train with model.positions=rope to be free of them."
+            )
+        return hidden + self.places()[first : first + count], None
 
     def _positions(self, hidden: Tensor, first: int) -> Rotary:
         count = hidden.shape[1]

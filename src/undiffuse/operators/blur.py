@@ -65,6 +65,10 @@ class Blur(SVDOperator):
         """Return the blur with another kernel: the A_k of blind restoration, differentiable in the kernel too."""
         return type(self)(self.in_shape, kernel, self.cutoff)
 
+    def of(self, x: Tensor) -> KernelBlur:
+        """Return what each kernel of this size (1, h, w) makes of x (B, *in_shape): linear in the kernel."""
+        return KernelBlur(x, tuple(self.kernel.shape[-2:]))  # type: ignore[arg-type]
+
     def apply(self, x: Tensor) -> Tensor:
         return _filter(x, self._get("spectrum", x))
 
@@ -93,6 +97,30 @@ class Blur(SVDOperator):
     def label(self) -> str:
         """Return its kind and the size of its kernel."""
         return f"blur({self.kernel.shape[-2]} x {self.kernel.shape[-1]} taps, circular)"
+
+
+class KernelBlur(LinearOperator):
+    """k * x as an operator on kernels (1, h, w), for given pictures x that wrap around, one kernel for all channels.
+
+    Args:
+        x: (B, ..., H, W).
+        size: (h, w) of the kernels, whose centres are (h // 2, w // 2).
+    """
+
+    def __init__(self, x: Tensor, size: tuple[int, int]) -> None:
+        super().__init__((1, *size), tuple(x.shape[1:]), derived={"spectrum": torch.fft.fft2(x)}, batched=("spectrum",))
+
+    def apply(self, x: Tensor) -> Tensor:
+        height, width = self.out_shape[-2:]
+        spectrum = kernel_spectrum(x[:, 0], height, width)
+        lead = [1] * (len(self.out_shape) - 2)
+        return torch.fft.ifft2(self._get("spectrum", x) * spectrum.view(len(x), *lead, height, width)).real
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        h, w = self.in_shape[-2:]
+        back = torch.fft.ifft2(self._get("spectrum", y).conj() * torch.fft.fft2(y)).real
+        flat = back.flatten(1, -3).sum(1, keepdim=True)
+        return flat.roll((h // 2, w // 2), dims=(-2, -1))[..., :h, :w]
 
 
 class SeparableBlur(Separable):

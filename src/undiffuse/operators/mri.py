@@ -59,6 +59,20 @@ class MRI(LinearOperator):
         kspace = fourier(self._get("coils", x) * picture[:, None])
         return self._get("mask", x) * torch.stack((kspace.real, kspace.imag), 2)
 
+    def each_coil(self) -> EachCoil:
+        """Return M F on the pictures of all coils, each by itself."""
+        return EachCoil(self.out_shape, self.mask)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return what each coil sees, S_c x: (B, coils, 2, H, W) for x (B, 2, H, W)."""
+        seen = self._get("coils", x) * torch.complex(x[:, 0], x[:, 1])[:, None]
+        return torch.stack((seen.real, seen.imag), 2)
+
+    def combined(self, pictures: Tensor) -> Tensor:
+        """Return sum_c conj(S_c) x_c: (B, 2, H, W) for pictures x_c (B, coils, 2, H, W)."""
+        picture = (self._get("coils", pictures).conj() * torch.complex(pictures[:, :, 0], pictures[:, :, 1])).sum(1)
+        return torch.stack((picture.real, picture.imag), 1)
+
     def apply_adjoint(self, y: Tensor) -> Tensor:
         y = self._get("mask", y) * y
         pictures = inverse_fourier(torch.complex(y[:, :, 0], y[:, :, 1]))
@@ -72,6 +86,27 @@ class MRI(LinearOperator):
     def label(self) -> str:
         """Return its coils and the share of k-space."""
         return f"mri({self.out_shape[0]} coils, {float(self.mask.mean()):.0%} of k-space)"
+
+
+class EachCoil(LinearOperator):
+    """y_c = M F x_c for the pictures x_c of all coils, which then have nothing to do with each other.
+
+    Args:
+        in_shape: (coils, 2, H, W).
+        mask: 0 or 1, (H, W), or (B, 1, 1, H, W) with a mask per item.
+    """
+
+    def __init__(self, in_shape: Shape, mask: Tensor) -> None:
+        super().__init__(in_shape, in_shape, tensors={"mask": mask}, batched=("mask",) if mask.ndim == 5 else ())
+
+    def apply(self, x: Tensor) -> Tensor:
+        kspace = fourier(torch.complex(x[:, :, 0], x[:, :, 1]))
+        return self._get("mask", x) * torch.stack((kspace.real, kspace.imag), 2)
+
+    def apply_adjoint(self, y: Tensor) -> Tensor:
+        y = self._get("mask", y) * y
+        pictures = inverse_fourier(torch.complex(y[:, :, 0], y[:, :, 1]))
+        return torch.stack((pictures.real, pictures.imag), 2)
 
 
 class SingleCoilMRI(SVDOperator):
@@ -98,6 +133,18 @@ class SingleCoilMRI(SVDOperator):
     def Vt(self, x: Tensor) -> Tensor:
         kspace = fourier(torch.complex(x[:, 0], x[:, 1]))
         return torch.stack((kspace.real, kspace.imag), 1)[:, None]
+
+    def each_coil(self) -> EachCoil:
+        """Return itself as an operator on the picture of one coil among others."""
+        return EachCoil(self.out_shape, self.mask)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return what its coil sees: (B, 1, 2, H, W) for x (B, 2, H, W)."""
+        return x[:, None]
+
+    def combined(self, pictures: Tensor) -> Tensor:
+        """Return the picture (B, 2, H, W) of its only coil."""
+        return pictures[:, 0]
 
     def V(self, z: Tensor) -> Tensor:
         picture = inverse_fourier(torch.complex(z[:, 0, 0], z[:, 0, 1]))

@@ -89,7 +89,7 @@ def parse_noise(text: str, spec: DataSpec | None = None, *, units: str = "image"
         return written  # type: ignore[no-any-return]
     if spec is None or spec.range is not None:
         _check_image_units(name, {key: values[key] for key in facts.image})
-    values = {key: value * _units(spec) if key in facts.image else value for key, value in values.items()}
+    values = {key: value * image_units(spec) if key in facts.image else value for key, value in values.items()}
     return make(**values)  # type: ignore[no-any-return]
 
 
@@ -222,7 +222,7 @@ def read_array(path: str, what: str) -> Tensor:
         raise ValueError(f"{what}: cannot read {path}: {error}") from None
 
 
-def _units(spec: DataSpec | None) -> float:
+def image_units(spec: DataSpec | None) -> float:
     """Return model units per image unit (per data unit where the data have no range)."""
     if spec is None or spec.range is not None:
         return 2.0

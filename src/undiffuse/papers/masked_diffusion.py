@@ -16,6 +16,7 @@ from torch import Tensor
 from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.events import Listener, silent
 from undiffuse.papers.opening_laws import corrected_law, first_hitting_law
+from undiffuse.papers.sizes import TEXTS, of_size
 from undiffuse.papers.study import Keep, Part, Study, drop, run_parts
 from undiffuse.papers.token_chains import small_joint, token_chain, total_variation
 from undiffuse.process.categorical import CategoricalProcess
@@ -39,25 +40,32 @@ _DRAWS = {1000: (1000, 10_000, 100_000), 50_257: (100, 1000, 10_000)}  # vocabul
 
 
 def reproduce(
-    *, quick: bool = False, seed: int = 0, listener: Listener = silent, keep: Keep = drop, data: str = "prose"
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    listener: Listener = silent,
+    keep: Keep = drop,
+    data: str = "prose",
+    device: str = "auto",
+    large: bool = False,
 ) -> Study:
     """Compute all tables, and train models on a chain and on the text `data`; `quick` for a moment only: to try it."""
     from undiffuse.papers.masked_texts import Texts
     from undiffuse.papers.told_time import told_or_not
 
-    texts = Texts(data, quick, seed)
+    texts = Texts(data, quick, seed, device, of_size(TEXTS, large))
     parts: list[tuple[str, Callable[[], Part]]] = [
         ("ancestral sampling", ancestral),
         ("budgets and orders", budgets),
         ("the temperature of float32 draws", temperatures),
-        ("told the time or not", partial(told_or_not, quick, seed)),
+        ("told the time or not", partial(told_or_not, quick, seed, device)),
         ("training", texts.training),
         ("first-hitting and ancestral sampling of a text", texts.samplers),
         ("several tokens per call", texts.together),
         ("honest figures of samples", texts.honest),
     ]
     with texts:
-        settings = machine_settings(seed=seed, quick=quick, data=data)
+        settings = machine_settings(seed=seed, quick=quick, data=data, device=device, large=large)
         return run_parts("masked-diffusion", parts, settings, listener, keep)
 
 

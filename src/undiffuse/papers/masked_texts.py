@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -13,15 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from undiffuse.data import TextDataset, decode_text, open_data, split
+from undiffuse.data import DataOptions, TextDataset, decode_text, open_data, split
 from undiffuse.metrics.reference import CausalReference
 from undiffuse.metrics.text import NGram, bigram_distance, sequence_entropy
 from undiffuse.models import Model
+from undiffuse.papers.sizes import TEXTS, TextSize
 from undiffuse.papers.study import Part
 from undiffuse.report.measures import Measure
 from undiffuse.report.plots import Curve, error_by_evaluations
 from undiffuse.sampling.ancestral import Ancestral
 from undiffuse.sampling.loop import SampleResult
+from undiffuse.training.devices import choose_device
 from undiffuse.training.pace import steps_within
 from undiffuse.training.run import train
 
@@ -30,8 +33,6 @@ _NETWORKS = {
     "left to right": ("model.causal=true", "objective=autoregressive"),
 }
 _MASKED, _CAUSAL = _NETWORKS
-_SECONDS = 300.0  # of training of each network
-_ROWS, _COMPARED = 48, 24  # samples; fewer where ancestral sampling calls the network a thousand times
 _FEW = (4, 8, 16, 32)
 _RESAMPLED = 50
 
@@ -43,13 +44,19 @@ class Texts:
         data: A text, as for `train`.
         quick: Train for a moment and draw few samples.
         seed: Of everything random.
+        device: Where networks are trained and asked, as `train.device`.
+        size: Of networks, training and samples.
     """
 
-    def __init__(self, data: str, quick: bool, seed: int) -> None:
-        self.data, self.quick, self.seed = data, quick, seed
-        self.rows, self.compared = (4, 4) if quick else (_ROWS, _COMPARED)
+    def __init__(
+        self, data: str, quick: bool, seed: int, device: str = "auto", size: TextSize = TEXTS["small"]
+    ) -> None:
+        self.data, self.quick, self.seed, self.size = data, quick, seed, size
+        self.device = choose_device(device)
+        self.rows, self.compared = (4, 4) if quick else (size.rows, size.compared)
         self.few: tuple[int, ...] = (4, 16) if quick else _FEW
-        training_set, held_out = split(open_data(data))
+        options = DataOptions(source=data, length=size.length)
+        training_set, held_out = split(open_data(data, options))
         if not isinstance(training_set, TextDataset) or not isinstance(held_out, TextDataset):
             raise ValueError(f"{data} is no text; give a text file, such as --data tinyshakespeare.txt.")
         self.held_out, self._whole = held_out, training_set.tokens.long()
@@ -64,14 +71,18 @@ class Texts:
     @cached_property
     def models(self) -> dict[str, Model]:
         """The networks, after equally many steps each."""
-        size = ["model.width=16", "model.depth=1", "model.heads=2"] if self.quick else []
-        steps = 20 if self.quick else steps_within(self.data, "text", _SECONDS, size)
+        small = ["model.width=16", "model.depth=1", "model.heads=2"] if self.quick else []
+        size = [*self.size.keys, f"data.length={self.size.length}", f"train.device={self.device}", *small]
+        steps = 20 if self.quick else self.size.steps
+        if not steps:
+            assert self.size.seconds is not None
+            steps = steps_within(self.data, "text", self.size.seconds, size)
         options: dict[str, Any] = {"seed": self.seed, "preview_every": 0, "checkpoint_every": 1_000_000}
         self.steps, found = steps, {}
         for number, (name, words) in enumerate(_NETWORKS.items()):
             folder = Path(self._place.name) / str(number)
             run = train(self.data, "text", out=folder, steps=steps, overrides=[*size, *words], **options)
-            found[name] = run.model
+            found[name] = run.model.to(self.device)
         return found
 
     @cached_property
@@ -175,11 +186,11 @@ class Texts:
         """A lower temperature buys perplexity with entropy, so the one says nothing without the other."""
         judge, rows, found = CausalReference(self.models[_CAUSAL]), [], {}
         for temperature in (1.0, 0.9, 0.8, 0.6):
-            x = self.models[_MASKED].sample(self.rows, seed=self.seed, steps=32, temperature=temperature)
+            x = self.models[_MASKED].sample(self.rows, seed=self.seed, steps=32, temperature=temperature).cpu()
             found[temperature] = (judge.score(x.numpy(), self.held_out.spec).perplexity, sequence_entropy(x))
             rows.append((f"masked, temperature {temperature:g}", *map("{:.3f}".format, found[temperature])))
         for name, x in {
-            "left to right": self.models[_CAUSAL].sample(self.rows, seed=self.seed),
+            "left to right": self.models[_CAUSAL].sample(self.rows, seed=self.seed).cpu(),
             "held-out text": self.windows[: self.rows],
         }.items():
             score = judge.score(x.numpy(), self.held_out.spec)
@@ -202,21 +213,23 @@ class Texts:
     def _timed(self, model: Model, **way: Any) -> tuple[SampleResult, float]:
         began = time.perf_counter()
         result = model.sample_result(self.compared, seed=self.seed, **way)
+        result = replace(result, x=result.x.cpu())  # waits for the device
         return result, time.perf_counter() - began
 
     def _drawn(self, calls: int, name: str) -> torch.Tensor:
         model, length = self.models[_MASKED], self.held_out.spec.shape[0]
         if name == "ancestral":
-            return model.sample(self.rows, seed=self.seed, solver="ancestral", steps=calls)
+            return model.sample(self.rows, seed=self.seed, solver="ancestral", steps=calls).cpu()
         if calls == length:  # one by one: the same samples at every order and in all groups
             return self._one_by_one
         options: dict[str, Any] = {"order": 2 if "order 2" in name else 1}
         options |= {"groups": "cosine"} if "cosine" in name else {}
-        return model.sample(self.rows, seed=self.seed, solver="first-hitting", steps=calls, solver_options=options)
+        drawn = model.sample(self.rows, seed=self.seed, solver="first-hitting", steps=calls, solver_options=options)
+        return drawn.cpu()
 
     @cached_property
     def _one_by_one(self) -> torch.Tensor:
-        return self.models[_MASKED].sample(self.rows, seed=self.seed, solver="first-hitting")
+        return self.models[_MASKED].sample(self.rows, seed=self.seed, solver="first-hitting").cpu()
 
     def _distance(self, x: torch.Tensor) -> tuple[float, float]:
         """Return the distance of bigrams to held-out text, and its spread over resampled rows."""

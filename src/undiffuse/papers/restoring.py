@@ -68,11 +68,11 @@ class Bench:
         return replace(row, method=label)
 
 
-def digits_bench(quick: bool, seed: int) -> Bench:
-    """Return the bench of both reproductions: 24 digits and 8 samples of each; `quick`: 4 and 3."""
+def digits_bench(quick: bool, seed: int, images: int = 24) -> Bench:
+    """Return the bench of both reproductions: so many digits and 8 samples of each; `quick`: 4 and 3."""
     prior, held_out = digits_prior()
     assert prior.spec is not None
-    return Bench(Model(prior, prior.spec), held_out[: 4 if quick else 24], 3 if quick else 8, seed)
+    return Bench(Model(prior, prior.spec), held_out[: 4 if quick else images], 3 if quick else 8, seed)
 
 
 def table(rows: Sequence[BenchRow]) -> tuple[Sequence[str], Sequence[Sequence[str]], range]:

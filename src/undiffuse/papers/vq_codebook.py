@@ -26,22 +26,19 @@ from undiffuse.codecs.build import build_codec
 from undiffuse.codecs.options import VQOptions
 from undiffuse.codecs.quantised import TokenCodec
 from undiffuse.codecs.vq import VQCodec
-from undiffuse.data import open_data, split
+from undiffuse.data import TensorDataset, open_data, split
 from undiffuse.data.dataset import Dataset
 from undiffuse.events import Advanced, Finished, Listener, Message, Started, silent
 from undiffuse.metrics.codebook import CodebookHealth, codebook_health
 from undiffuse.noise import KeyedNoise
+from undiffuse.papers.sizes import DIGITS
 from undiffuse.papers.study import Part
 from undiffuse.report.measures import Measure
+from undiffuse.spec import DataSpec
 from undiffuse.training.codec_training import train_codec_network
-from undiffuse.training.devices import Devices
+from undiffuse.training.devices import Devices, choose_device
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.refit import only_decoding, refit_codebook
-
-DIGITS = VQOptions(
-    codes=128, channels=8, halvings=1, width=16, codebook="gradient", restart=0, steps=1500, batch_size=64, lr=2e-3
-)
-"""The codec of the experiment on digits: 8 x 8 pixels to 4 x 4 tokens."""
 
 _COLUMNS = ("codec", "codes", "squared error", "used", "perplexity")
 _BASE, _KEPT, _RESTARTS = "base", "keep training", "keep training with restarts"
@@ -65,6 +62,7 @@ def codebook_study(
     drawn: Sequence[int] = (128, 64, 32),
     data: str | Dataset = "digits",
     listener: Listener = silent,
+    device: str = "cpu",
 ) -> list[Stage]:
     """Train a codec and compare what `more` further steps make of it.
 
@@ -76,11 +74,12 @@ def codebook_study(
         drawn: Code vectors of the codebooks drawn from N(mean, std).
         data: A data set or its name; a part is held out for the figures.
         listener: Hears about progress.
+        device: Where codecs are trained and measured, as `train.device`.
     """
     training, held_out = split(open_data(data) if isinstance(data, str) else data)
-    study = _Study(training, held_out, options, more, seed, listener, 3 + len(sizes) + len(drawn))
+    study = _Study(training, held_out, options, more, seed, listener, 3 + len(sizes) + len(drawn), device)
     listener(Started("codebooks", study.total, "codec"))
-    base = base_codec(training, options, seed)
+    base = base_codec(training, options, seed, device)
     study.note(_BASE, base)
     study.note(_KEPT, study.trained(base, replace(options, steps=more)))
     kept = replace(options, steps=more, codebook="ema", restart=100, codes=len(base.codebook))
@@ -93,11 +92,31 @@ def codebook_study(
     return study.stages
 
 
-def base_codec(training: Dataset, options: VQOptions = DIGITS, seed: int = 0) -> VQCodec:
+def base_codec(training: Dataset, options: VQOptions = DIGITS, seed: int = 0, device: str = "cpu") -> VQCodec:
     """Return the codec that the study starts from, trained."""
     codec = build_codec(options, training.spec, seed=seed)
     assert isinstance(codec, VQCodec)
-    return _trained(codec, options, training, seed)
+    return _trained(codec, options, training, seed, device)
+
+
+def crops(data: Dataset, side: int, seed: int = 0) -> Dataset:
+    """Return square crops of pictures, side by side, in random order: what is held out is then like the rest.
+
+    Args:
+        data: Pictures.
+        side: Of a crop, in pixels.
+        seed: Of the order.
+
+    Raises:
+        ValueError: The data are no pictures, or their sides are no multiples of that of a crop.
+    """
+    x = data.spec.from_model(data.batch(torch.arange(len(data)))["x"])
+    if x.ndim != 4 or x.shape[2] % side or x.shape[3] % side:
+        raise ValueError(f"items of shape {tuple(x.shape[1:])} cannot be cut into crops of {side} x {side} pixels.")
+    cut = x.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous()
+    order = KeyedNoise(seed, range(len(cut))).uniform("order", 0, ()).argsort()
+    spec = DataSpec(kind="image", shape=tuple(cut.shape[1:]), range=data.spec.range)
+    return TensorDataset(data=cut[order], spec=spec)
 
 
 def codebook_part(stages: Sequence[Stage], asked_gain: float = 0.1) -> Part:
@@ -142,15 +161,17 @@ class _Study:
         seed: int,
         listener: Listener,
         total: int,
+        device: str,
     ) -> None:
         self.training, self.held_out, self.options = training, held_out, options
         self.more, self.seed, self.listener, self.total = more, seed, listener, total
+        self.device = str(choose_device(device))
         self.stages: list[Stage] = []
         self._done = 0
 
     def trained(self, codec: VQCodec, options: VQOptions, *, decoder_only: bool = False) -> VQCodec:
         """Return a copy of a codec after training all of it, or its decoder and codebook."""
-        return _trained(codec, options, self.training, self.seed, decoder_only=decoder_only)
+        return _trained(codec, options, self.training, self.seed, self.device, decoder_only=decoder_only)
 
     def refit(self, name: str, codec: VQCodec, size: int) -> None:
         found = refit_codebook(
@@ -162,6 +183,7 @@ class _Study:
             lr=self.options.lr,
             train_batch_size=self.options.batch_size,
             seed=self.seed,
+            train=_usual(self.more, self.seed, self.device),
         )
         assert found.after is not None
         self._add(f"{name}, {size} codes", found.rebuilt)
@@ -179,7 +201,7 @@ class _Study:
 
     def note(self, name: str, codec: VQCodec) -> None:
         """Measure a codec."""
-        self._add(name, codebook_health(codec, self.held_out), codec)
+        self._add(name, codebook_health(codec.to(self.device), self.held_out, device=self.device), codec.cpu())
         self._advance()
 
     def _add(self, name: str, health: CodebookHealth, codec: TokenCodec | None = None) -> None:
@@ -192,9 +214,10 @@ class _Study:
 
 
 def _trained(
-    codec: VQCodec, options: VQOptions, training: Dataset, seed: int, *, decoder_only: bool = False
+    codec: VQCodec, options: VQOptions, training: Dataset, seed: int, device: str, *, decoder_only: bool = False
 ) -> VQCodec:
-    train = TrainOptions(seed=seed, device="cpu", checkpoint_every=options.steps, validate_every=0)
+    """Return a trained copy of a codec, on the CPU."""
+    train = _usual(options.steps, seed, device)
     own = copy.deepcopy(codec).requires_grad_(True)
     if decoder_only:
         only_decoding(own)
@@ -203,7 +226,11 @@ def _trained(
     if made is None:
         raise KeyboardInterrupt
     assert isinstance(made, VQCodec)
-    return made.eval().requires_grad_(False)
+    return made.cpu().eval().requires_grad_(False)
+
+
+def _usual(steps: int, seed: int, device: str) -> TrainOptions:
+    return TrainOptions(seed=seed, device=device, checkpoint_every=max(1, steps), preview_every=0, validate_every=0)
 
 
 def _moving(codec: VQCodec, options: VQOptions) -> VQCodec:

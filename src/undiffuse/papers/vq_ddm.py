@@ -21,6 +21,7 @@ from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.denoisers.posterior import CategoricalPosterior
 from undiffuse.events import Listener, silent
 from undiffuse.networks.embedded import Embedded
+from undiffuse.papers.sizes import CODEBOOKS, COMPLETIONS, CROPS, of_size
 from undiffuse.papers.study import Keep, Part, Study, drop, run_parts
 from undiffuse.papers.token_chains import (
     Method,
@@ -56,24 +57,57 @@ _BIAS: dict[tuple[CategoricalKind, int], tuple[float, ...]] = {
 _DIGIT = 5.1e-4  # half of the last digit of the table, and rounding
 
 
-def reproduce(*, quick: bool = False, seed: int = 0, listener: Listener = silent, keep: Keep = drop) -> Study:
-    """Compute all parts; `quick` takes few steps and trains for moments: to try it."""
-    from undiffuse.papers.vq_codebook import DIGITS, codebook_part, codebook_study
-    from undiffuse.papers.vq_ddm_digits import QUICK, WHOLE, completed_digits
+def reproduce(
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    listener: Listener = silent,
+    keep: Keep = drop,
+    data: str = "digits",
+    device: str = "auto",
+    large: bool = False,
+) -> Study:
+    """Compute all parts, the codebooks on crops of the pictures `data` unless these are the digits.
 
-    def codebooks() -> Part:
-        if not quick:
-            return codebook_part(codebook_study(seed=seed))
-        options = replace(DIGITS, steps=2, codes=32, width=8)
-        return codebook_part(codebook_study(seed=seed, options=options, more=2, sizes=(32,), drawn=(32,)))
+    `quick` takes few steps and trains for moments: to try it.
+    """
+    from undiffuse.papers.vq_ddm_digits import completed_digits
+
+    completion = of_size(COMPLETIONS, large)
+    if quick:
+        completion = replace(completion, codec_steps=2, steps=2, items=10, completions=1, calls=2, epochs=1)
 
     parts: list[tuple[str, Callable[[], Part]]] = [
         ("what answers mean", partial(meanings, quick)),
         ("bias of completion", partial(completions, quick)),
-        ("codebooks", codebooks),
-        ("completed digits", partial(completed_digits, QUICK if quick else WHOLE, seed, listener)),
+        ("codebooks", partial(codebooks, quick, seed, data, device, large)),
+        ("completed digits", partial(completed_digits, completion, seed, listener, device)),
     ]
-    return run_parts("vq-ddm", parts, machine_settings(seed=seed, quick=quick), listener, keep)
+    settings = machine_settings(seed=seed, quick=quick, data=data, device=device, large=large)
+    return run_parts("vq-ddm", parts, settings, listener, keep)
+
+
+def codebooks(quick: bool, seed: int, data: str, device: str, large: bool) -> Part:
+    """Rebuilt codebooks and those that are trained on, of digits or of crops of other pictures."""
+    from undiffuse.data import DataOptions, open_data
+    from undiffuse.papers.vq_codebook import codebook_part, codebook_study, crops
+
+    given = data != "digits"
+    asked = of_size(CROPS if given else CODEBOOKS, large)
+    options = DataOptions(source=data, limit=50 if quick else asked.items) if given else DataOptions(source=data)
+    opened = crops(open_data(data, options), asked.side, seed) if given else open_data(data, options)
+    if quick:
+        asked = replace(asked, codec=replace(asked.codec, steps=2, codes=32), more=2, rebuilt=(32,), drawn=(32,))
+    stages = codebook_study(
+        seed=seed,
+        options=asked.codec,
+        more=asked.more,
+        sizes=asked.rebuilt,
+        drawn=asked.drawn,
+        data=opened,
+        device=device,
+    )
+    return codebook_part(stages)
 
 
 def meanings(quick: bool = False) -> Part:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from undiffuse.metrics.classifier import ImageClassifier
 from undiffuse.metrics.classifier_training import train_classifier
 from undiffuse.models.model import Model
 from undiffuse.networks.build import build_network
-from undiffuse.networks.options import NetworkOptions, TransformerOptions, UNetOptions
+from undiffuse.networks.options import NetworkOptions
+from undiffuse.papers.sizes import COMPLETIONS, CompletionSize
 from undiffuse.papers.study import Part
 from undiffuse.process.categorical import CategoricalKind, CategoricalProcess
 from undiffuse.process.keep import RootCosineKeep
@@ -37,7 +39,7 @@ from undiffuse.report.plots import labelled_pictures
 from undiffuse.tasks.completion import inpaint
 from undiffuse.training.build import make_objective
 from undiffuse.training.codec_training import train_codec_network
-from undiffuse.training.devices import Devices
+from undiffuse.training.devices import Devices, choose_device
 from undiffuse.training.latents import encode_data
 from undiffuse.training.options import (
     AutoregressiveOptions,
@@ -49,33 +51,7 @@ from undiffuse.training.trainer import Trainer
 
 _TASK = "vq-ddm"
 _CODEC = VQOptions(codes=64, channels=8, halvings=1, width=32, lr=2e-3)
-_UNET = UNetOptions(channels=48, multipliers=(1, 2), blocks=1)
-_TRANSFORMER = TransformerOptions(width=96, depth=4, heads=4)
 _SHOWN = 10  # digits in the picture
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is spent.
-
-    Args:
-        codec_steps, steps: Optimizer steps of the codec, and of each network.
-        items: Held-out digits that are completed.
-        completions: How often each.
-        calls: Sampling steps.
-        epochs: Of the classifier.
-    """
-
-    codec_steps: int = 1500
-    steps: int = 4000
-    items: int = 180
-    completions: int = 2
-    calls: int = 32
-    epochs: int = 12
-
-
-WHOLE = Budget()
-QUICK = Budget(codec_steps=2, steps=2, items=10, completions=1, calls=2, epochs=1)
 
 
 @dataclass(frozen=True)
@@ -83,18 +59,23 @@ class _Network:
     """A network of the comparison."""
 
     kind: CategoricalKind
-    options: NetworkOptions
+    network: Literal["unet", "transformer"]
     objective: CategoricalELBOOptions | MaskedELBOOptions | AutoregressiveOptions
     evidence_free: bool = False
+    causal: bool = False
+
+    def options(self, size: CompletionSize) -> NetworkOptions:
+        """Return the network of a size."""
+        return replace(size.transformer, causal=self.causal) if self.network == "transformer" else size.unet
 
 
 _UNIFORM, _ABSORBING = "uniform, U-Net", "absorbing, U-Net"
 _MASKED, _CAUSAL = "absorbing, transformer", "left to right, transformer"
 _NETWORKS: dict[str, _Network] = {
-    _UNIFORM: _Network("uniform", _UNET, CategoricalELBOOptions(times="running", drop=0.0), evidence_free=True),
-    _ABSORBING: _Network("absorbing", _UNET, MaskedELBOOptions(drop=0.0)),
-    _MASKED: _Network("absorbing", _TRANSFORMER, MaskedELBOOptions(drop=0.0)),
-    _CAUSAL: _Network("absorbing", replace(_TRANSFORMER, causal=True), AutoregressiveOptions(drop=0.0)),
+    _UNIFORM: _Network("uniform", "unet", CategoricalELBOOptions(times="running", drop=0.0), evidence_free=True),
+    _ABSORBING: _Network("absorbing", "unet", MaskedELBOOptions(drop=0.0)),
+    _MASKED: _Network("absorbing", "transformer", MaskedELBOOptions(drop=0.0)),
+    _CAUSAL: _Network("absorbing", "transformer", AutoregressiveOptions(drop=0.0), causal=True),
 }
 _WAYS: tuple[tuple[str, int | None], ...] = (  # network, and passes of replacement; None: tokens are given
     (_UNIFORM, 1),
@@ -107,15 +88,17 @@ _WAYS: tuple[tuple[str, int | None], ...] = (  # network, and passes of replacem
 )
 
 
-def completed_digits(budget: Budget = WHOLE, seed: int = 0, listener: Listener = silent) -> Part:
+def completed_digits(
+    size: CompletionSize = COMPLETIONS["small"], seed: int = 0, listener: Listener = silent, device: str = "cpu"
+) -> Part:
     """Train a codec and four networks, and complete the lower and the upper halves of held-out digits."""
     training, held_out = split(open_data("digits"), seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        own = _Digits(training, held_out, budget, seed, Path(folder), listener)
+        own = _Digits(training, held_out, size, seed, Path(folder), listener, choose_device(device))
         rows = [own.reference(), *(own.row(name, passes) for name, passes in _WAYS)]
         pictures = own.pictures()
     agreement = {(name, passes): row for (name, passes), row in zip(_WAYS, own.agreements, strict=True)}
-    whole = budget == WHOLE
+    whole = size in COMPLETIONS.values()
     gains = {
         "uniform: each step 8 times over once": agreement[_UNIFORM, 8] - agreement[_UNIFORM, 1],
         "absorbing: given over replacement once": agreement[_ABSORBING, None] - agreement[_ABSORBING, 1],
@@ -124,8 +107,8 @@ def completed_digits(budget: Budget = WHOLE, seed: int = 0, listener: Listener =
     }
     return Part(
         title="Completed digits",
-        text=f"{budget.items} held-out digits of 8 x 8 pixels as 4 x 4 tokens of a codebook of {_CODEC.codes}, one "
-        f"half known, completed {budget.completions} times by networks of {budget.steps} steps. Agreement: a "
+        text=f"{size.items} held-out digits of 8 x 8 pixels as 4 x 4 tokens of a codebook of {_CODEC.codes}, one "
+        f"half known, completed {size.completions} times by networks of {size.steps} steps. Agreement: a "
         "classifier names the completed picture as its label says, the known half put back. Kept: squared error of "
         "the known half where it is not put back. A network that reads from left to right cannot see the lower half "
         "before it draws the upper one, so that row is a sample beside the known half.",
@@ -145,21 +128,29 @@ class _Digits:
     """The codec, the networks and the figures of one seed."""
 
     def __init__(
-        self, training: Dataset, held_out: Dataset, budget: Budget, seed: int, folder: Path, listener: Listener
+        self,
+        training: Dataset,
+        held_out: Dataset,
+        size: CompletionSize,
+        seed: int,
+        folder: Path,
+        listener: Listener,
+        device: torch.device,
     ) -> None:
-        self.training, self.budget, self.seed, self.folder, self.listener = training, budget, seed, folder, listener
-        batch = held_out.batch(torch.arange(min(budget.items, len(held_out))))
+        self.training, self.size, self.seed, self.folder, self.listener = training, size, seed, folder, listener
+        self.device = device
+        batch = held_out.batch(torch.arange(min(size.items, len(held_out))))
         self.x, self.labels = batch["x"].float(), batch["cond"]["label"]  # model units
-        self.classifier = _classifier(training, budget.epochs, seed)
+        self.classifier = _classifier(training, size.epochs, seed)
         self.codec = self._trained_codec()
-        self.tokens = encode_data(self.codec, training, torch.device("cpu"), silent)
+        self.tokens = encode_data(self.codec, training, device, silent)
         self.models: dict[str, Model] = {}
         self.agreements: list[float] = []
 
     def reference(self) -> tuple[str, ...]:
         """Return the row of the whole digits, as the codec gives them back."""
         with torch.no_grad():
-            rebuilt = self.codec.decode(self.codec.encode(self.x))
+            rebuilt = self.codec.decode(self.codec.encode(self.x.to(self.device))).cpu()
         agrees = f"{float(self._agrees(rebuilt)):.3f}"
         kept = [float((rebuilt - self.x)[..., half, :].square().mean()) for half in (slice(0, 4), slice(4, 8))]
         return ("the codec alone", "all", "0", agrees, f"{kept[0]:.4f}", agrees, f"{kept[1]:.4f}")
@@ -195,9 +186,9 @@ class _Digits:
     def completed(self, name: str, passes: int | None, lower: bool) -> tuple[Tensor, int]:
         """Return completions (K, B, C, H, W) in model units, known pixels as the codec gives them, and their calls."""
         model, spec = self._model(name), self.training.spec
-        count, data = self.budget.completions, spec.from_model(self.x)
+        count, data = self.size.completions, spec.from_model(self.x)
         if name == _CAUSAL and not lower:
-            drawn = model.sample(count * len(self.x), seed=self.seed, batch_size=512)
+            drawn = model.sample(count * len(self.x), seed=self.seed, batch_size=512).cpu()
             return spec.to_model(drawn).unflatten(0, (count, -1)), 16
         done = inpaint(
             model,
@@ -206,7 +197,7 @@ class _Digits:
             samples=count,
             method="clamp" if passes is None else "replacement",
             resample=passes,
-            steps=None if passes is None else self.budget.calls,
+            steps=None if passes is None else self.size.calls,
             seed=self.seed,
             dilate=0,
             paste=False,
@@ -226,8 +217,8 @@ class _Digits:
         return (self.classifier(x.float()).argmax(1) == self.labels).float().mean()
 
     def _trained_codec(self) -> VQCodec:
-        options = replace(_CODEC, steps=self.budget.codec_steps)
-        train = TrainOptions(seed=self.seed, device="cpu", checkpoint_every=options.steps, validate_every=0)
+        options = replace(_CODEC, steps=self.size.codec_steps)
+        train = TrainOptions(seed=self.seed, device=str(self.device), checkpoint_every=options.steps, validate_every=0)
         codec = build_codec(options, self.training.spec, seed=self.seed)
         assert codec is not None
         self.listener(Message(_TASK, "training the codec"))
@@ -244,18 +235,18 @@ class _Digits:
         asked = _NETWORKS[name]
         spec = replace(self.tokens.spec, classes=())
         process = CategoricalProcess(asked.kind, spec.categories, RootCosineKeep())
-        network = build_network(asked.options, spec, states=process.states, seed=self.seed)
+        network = build_network(asked.options(self.size), spec, states=process.states, seed=self.seed)
         denoiser = token_denoiser(
             network, process, spec=spec, time_dependent=network.time_dependent, evidence_free=asked.evidence_free
         )
         options = TrainOptions(
-            steps=self.budget.steps,
+            steps=self.size.steps,
             batch_size=64,
             lr=1e-3,
-            warmup=min(100, self.budget.steps),
+            warmup=min(100, self.size.steps),
             seed=self.seed,
-            device="cpu",
-            checkpoint_every=self.budget.steps,
+            device=str(self.device),
+            checkpoint_every=self.size.steps,
             preview_every=0,
             validate_every=0,
         )

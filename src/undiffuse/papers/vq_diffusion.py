@@ -17,6 +17,7 @@ from undiffuse.denoisers.joint import JointDenoiser
 from undiffuse.events import Listener, silent
 from undiffuse.guidance.categorical import Sharpen
 from undiffuse.papers.published_strides import PublishedStrides, called_levels, strided_law
+from undiffuse.papers.sizes import PICTURES, of_size
 from undiffuse.papers.study import Keep, Part, Study, drop, run_parts
 from undiffuse.papers.token_chains import small_joint, token_chain, total_variation
 from undiffuse.papers.token_groups import Rule, grouped_law
@@ -39,12 +40,22 @@ _ERRORS: dict[CategoricalKind, tuple[float, ...]] = {
 _DIGITS = 6e-4  # half a unit of the third digit of the largest errors
 
 
-def reproduce(*, quick: bool = False, seed: int = 0, listener: Listener = silent, keep: Keep = drop) -> Study:
-    """Compute all parts; `quick` trains for a few steps only: to try it."""
+def reproduce(
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    listener: Listener = silent,
+    keep: Keep = drop,
+    data: str = "digits",
+    device: str = "auto",
+    large: bool = False,
+) -> Study:
+    """Compute all parts, and train on the labelled pictures `data`; `quick` for a few steps only: to try it."""
     from undiffuse.papers.vq_digits import Digits
     from undiffuse.papers.vq_speed import long_grids
 
-    digits = Digits(quick=quick, seed=seed)
+    chosen = of_size(PICTURES, large)
+    digits = Digits(quick=quick, seed=seed, data=data, device=device, size=chosen)
     parts: list[tuple[str, Callable[[], Part]]] = [
         ("noise", partial(noise, quick)),
         ("strides", strides),
@@ -52,9 +63,10 @@ def reproduce(*, quick: bool = False, seed: int = 0, listener: Listener = silent
         ("a trained model: steps", digits.steps),
         ("a trained model: quality and variety", digits.trades),
         ("the autoregressive baseline", digits.baseline),
-        ("speed with 1024 tokens", partial(long_grids, quick)),
+        ("speed with many tokens", partial(long_grids, quick, device=device, size=chosen)),
     ]
-    return run_parts("vq-diffusion", parts, machine_settings(seed=seed, quick=quick), listener, keep)
+    settings = machine_settings(seed=seed, quick=quick, data=data, device=device, large=large)
+    return run_parts("vq-diffusion", parts, settings, listener, keep)
 
 
 def noise(quick: bool = False) -> Part:

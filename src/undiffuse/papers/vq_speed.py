@@ -7,17 +7,20 @@ import time
 from undiffuse.denoisers.causal import token_denoiser
 from undiffuse.models import Model
 from undiffuse.networks import TransformerOptions, build_network
+from undiffuse.papers.sizes import PICTURES, PictureSize
 from undiffuse.papers.study import Part
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.report.measures import Measure
 from undiffuse.spec import DataSpec
+from undiffuse.training.devices import choose_device
 
-_SIDE, _CODES = 32, 512
+_CODES = 512
 
 
-def long_grids(quick: bool = False, *, device: str = "cpu") -> Part:
+def long_grids(quick: bool = False, *, device: str = "cpu", size: PictureSize = PICTURES["small"]) -> Part:
     """Seconds of one batch, by the autoregressive baseline and by VQ-Diffusion in several numbers of calls."""
-    side, width, depth = (8, 32, 2) if quick else (_SIDE, 192, 6)
+    device = str(choose_device(device))
+    side, width, depth = (8, 32, 2) if quick else (size.side, size.width, size.depth)
     counts = (2,) if quick else (10, 25)
     causal, diffusion = (_model(side, width, depth, causal).to(device) for causal in (True, False))
     rows, measures = [], []
@@ -57,5 +60,5 @@ def _model(side: int, width: int, depth: int, causal: bool) -> Model:
 
 def _seconds(model: Model, batch: int, **asked: object) -> float:
     began = time.perf_counter()
-    model.sample(batch, **asked)  # type: ignore[arg-type]
+    model.sample(batch, **asked).cpu()  # type: ignore[arg-type]
     return time.perf_counter() - began

@@ -104,12 +104,17 @@ class CategoricalOptions:
     keep: Literal["linear", "cosine", "root-cosine", "polynomial", "vq-diffusion"] = option(
         "linear", "probability to keep a token over time"
     )
+    power: float | None = option(None, "polynomial: the power in keep = 1 - t^power; none: 2")
     mask_share: float = option(0.9, "mask-replace: share of lost tokens that become masks")
     evidence_free: bool = option(
         False, "the network answers without the evidence of a token about itself, which the process then adds (VQ-DDM)"
     )
 
     def __post_init__(self) -> None:
+        if self.power is not None and not (self.keep == "polynomial" and self.power > 0):
+            raise ValueError(
+                f"power={self.power} belongs to keep=polynomial, above 0, not {self.keep!r}; leave it out."
+            )
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} is outside of (0, 1); use corruption=absorbing or uniform.")
         if self.corruption != "mask-replace" and self.mask_share != 0.9:
@@ -118,3 +123,8 @@ class CategoricalOptions:
             )
         if self.keep == "vq-diffusion" and self.mask_share != 0.9:
             raise ValueError(f"mask_share={self.mask_share}, but keep=vq-diffusion has masks of its own; leave it out.")
+
+    @property
+    def keep_options(self) -> dict[str, float]:
+        """What `make_keep` takes beside the name."""
+        return {} if self.power is None else {"power": self.power}

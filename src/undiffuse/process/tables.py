@@ -57,7 +57,8 @@ class TableSchedule(Schedule):
         return math.sqrt(next(a for a in reversed(self.alphas_cumprod) if a > 0))
 
     @property
-    def _ends_in_noise(self) -> bool:
+    def ends_in_noise(self) -> bool:
+        """Whether the last entry is pure noise: zero terminal SNR."""
         return self.alphas_cumprod[-1] == 0
 
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,13 +73,13 @@ class TableSchedule(Schedule):
         return (1 - t) * len(self.alphas_cumprod)
 
     def _in_tail(self, t: Tensor) -> Tensor:
-        return (t > self.t_max) & self._ends_in_noise
+        return (t > self.t_max) & self.ends_in_noise
 
     def half_logsnr(self, t: Tensor) -> Tensor:
         """log(alpha / sigma), interpolated linearly; +inf at t = 0."""
         low, high, place = self._cell(t)
         inside = torch.where(t > 0, torch.lerp(low, high, place), math.inf)
-        if not self._ends_in_noise:
+        if not self.ends_in_noise:
             return inside
         alpha = self._last_alpha * self._tail(t)
         return torch.where(self._in_tail(t), torch.log(alpha) - 0.5 * torch.log1p(-(alpha**2)), inside)
@@ -114,7 +115,7 @@ class TableSchedule(Schedule):
         low, high = knots[right - 1], knots[right]
         place = right - 1 + ((half_logsnr - low) / (high - low)).clamp(0, 1)
         t = (place + 1) / len(self.alphas_cumprod)
-        if not self._ends_in_noise:
+        if not self.ends_in_noise:
             return t
         alpha = torch.sqrt(torch.sigmoid(2 * half_logsnr))
         return torch.where(half_logsnr < knots[-1], 1 - alpha / self._last_alpha / len(self.alphas_cumprod), t)

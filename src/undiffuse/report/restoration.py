@@ -72,13 +72,18 @@ def uncertainty(result: RestoreResult) -> Tensor:
 
 
 def learned_pictures(result: RestoreResult) -> dict[str, np.ndarray]:
-    """Return what was learned of the degradation that is a picture, such as a kernel, by name: uint8 (H, W, 1)."""
-    means = {name: value[:, 0].detach().cpu().float().mean(0) for name, value in result.learned.items()}
-    return {
-        name: image_grid((2 * mean / mean.max().clamp(min=1e-9) - 1)[None, None], pad=0)
-        for name, mean in means.items()
-        if mean.ndim == 2
-    }
+    """Return what was learned of the degradation that is a picture, such as a kernel, by name: uint8 (H, W, 1).
+
+    White is its largest value, black 0, or its least value below.
+    """
+    found = {}
+    for name, value in result.learned.items():
+        mean = value[:, 0].detach().cpu().float().mean(0)
+        if mean.numel() > 1:  # (h, w), or (1, H, W) of light
+            above = mean - mean.min().clamp(max=0)
+            scaled = 2 * above / above.max().clamp(min=1e-9) - 1
+            found[name] = image_grid(scaled.reshape(1, 1, *mean.shape[-2:]), pad=0)
+    return found
 
 
 def figures(result: RestoreResult, operator: str) -> dict[str, str]:

@@ -19,6 +19,11 @@ _HOW_TO_READ = (
     "1 is calibrated, below 1 the samples claim to know more than they do, and the PSNR of one sample rises for it. "
     "Residual / noise: near 1 where the method takes the noise for noise, near 0 where it fits it."
 )
+_TOP1 = (
+    "Top-1: share of single samples in which a classifier sees the right class, beside that of the true pictures, the "
+    "best to expect; with intervals of 95 % (Wilson), which count pictures and not their samples. Where the data name "
+    "no classes, right is what the classifier sees in the true picture."
+)
 _EXACT = (
     "The exact posterior of this prior is known. Spread / exact is the variance of the samples over its variance; the "
     "energy distance is to its samples (0 is perfect); to exact mean is the squared distance of the samples' mean to "
@@ -38,6 +43,8 @@ def restore_bench_page(bench: RestoreBench, title: str, examples: Mapping[str, A
     section = page.section("All rows").text(_HOW_TO_READ, "note")
     numeric = [i for i, name in enumerate(bench.shown) if name in bench.numeric]
     section.table(bench.columns, bench.table(), numeric)
+    if any(row.top1 is not None for row in bench.done):
+        section.text(_TOP1, "note")
     if any(row.energy is not None for row in bench.done):
         section.text(_EXACT, "note")
     for caption, strip in (examples or {}).items():

@@ -44,7 +44,7 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     if isinstance(options, GaussianOptions):
         return GaussianProcess(make_schedule(options.schedule, **options.schedule_options))
     blocks = tuple(spec.columns.values())
-    keep = make_keep(options.keep)
+    keep = make_keep(options.keep, **options.keep_options)
     share = None if keep.has_masks else options.mask_share
     return CategoricalProcess(options.corruption, spec.categories, keep, share, blocks)
 
@@ -119,7 +119,8 @@ def make_objective(options: ObjectiveOptions, denoiser: Trained, steps: int = 1)
             _check_frames(options, denoiser)
             _check_variance(options, denoiser)
             _check_coupling(options, denoiser)
-            return make_denoising(options, process.schedule, parametrisation(denoiser)[1])
+            kind, data_std = parametrisation(denoiser)
+            return make_denoising(options, process.schedule, data_std, kind)
         categorical = categorical_process(denoiser)
     except ValueError as error:
         raise ConfigError(f"objective={options.kind}: {error}") from error

@@ -6,6 +6,8 @@ each frame's error is weighted by its own level before the average over frames.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from undiffuse.denoisers.posterior import Posterior
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess, Prediction
 from undiffuse.process.schedules import Schedule
+from undiffuse.process.tables import TableSchedule
 from undiffuse.training.coupling import optimal_pairs
 from undiffuse.training.learned_variance import VarianceBound
 from undiffuse.training.objectives import Corrupted, Losses, Objective, mean_over_items
@@ -24,6 +27,7 @@ from undiffuse.training.self_conditioning import answer_again, draw_coins
 from undiffuse.training.time_samplers import (
     FrameTimes,
     ImportanceTimes,
+    LastStepTimes,
     LogitNormalTimes,
     LogNormalTimes,
     ModeTimes,
@@ -33,6 +37,7 @@ from undiffuse.training.time_samplers import (
 )
 from undiffuse.training.weights import Levels, LossWeight
 
+_NEAR_NOISE = 1e-6  # of the last cell of a table that ends in noise
 _CLEAN, _BOUND_WEIGHT = "clean", "bound_weight"  # in `Corrupted.extras`, where the variance is learned
 
 
@@ -64,9 +69,8 @@ class DenoisingObjective(Objective):
         super().__init__(drop)
         self.optimal, self.absolute = optimal, absolute
         self.weight, self.times, self.bound = weight, times, bound
-        self.adaptive = (
-            times.law if isinstance(times.law, ImportanceTimes) else None
-        )  # a submodule: its buffers are saved
+        law = times.law.law if isinstance(times.law, LastStepTimes) else times.law
+        self.adaptive = law if isinstance(law, ImportanceTimes) else None  # a submodule: its buffers are saved
         self.adapts = self.adaptive is not None
         self.importance = importance or self.adapts
 
@@ -80,7 +84,7 @@ class DenoisingObjective(Objective):
         eps = noise.normal("data", 0, tuple(x0.shape[1:]), x0.dtype)
         if self.optimal:
             eps = eps[optimal_pairs(x0, eps, batch_size, (batch.get("cond") or {}).get("label"))]
-        levels = Levels(process.schedule, t)
+        levels = Levels(process.schedule, _before_noise(process.schedule, t))
         weight = self.weight.relative(levels, kind)
         if self.importance:
             weight = weight * inverse_density
@@ -119,13 +123,18 @@ class DenoisingObjective(Objective):
     def observe(self, t: Tensor, per_sample: Tensor) -> None:
         """Tell adaptive times what they cost."""
         if self.adaptive is not None:
+            if isinstance(self.times.law, LastStepTimes):
+                per_sample = torch.where(t == 1, math.nan, per_sample)  # no bin's
             self.adaptive.update(t, per_sample / self.adaptive.importance_at(t))
 
     def without_memory(self) -> DenoisingObjective:
         """Return the same loss with uniform times, divided by their density."""
         if self.adaptive is None:
             return self
-        times = TimeSampler(UniformTimes(self.adaptive.schedule))
+        uniform: TimeLaw = UniformTimes(self.adaptive.schedule)
+        if isinstance(self.times.law, LastStepTimes):
+            uniform = replace(self.times.law, law=uniform)
+        times = TimeSampler(uniform)
         return DenoisingObjective(
             self.weight,
             times,
@@ -151,8 +160,15 @@ def parametrisation(denoiser: Denoiser) -> tuple[Prediction, float]:
     return getattr(denoiser, "prediction", "data"), getattr(denoiser, "data_std", 1.0)
 
 
-def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: float = 1.0) -> DenoisingObjective:
-    """Build the objective that `options` describe."""
+def _before_noise(schedule: Schedule, t: Tensor) -> Tensor:
+    """Return times where weights are finite: just before 1 in place of the last step of a table that ends in noise."""
+    return torch.where(t == 1, 1 - _NEAR_NOISE * (1 - schedule.t_max), t)
+
+
+def make_denoising(
+    options: DenoisingOptions, schedule: Schedule, data_std: float = 1.0, prediction: Prediction = "data"
+) -> DenoisingObjective:
+    """Build the objective that `options` describe, for a network that predicts `prediction`."""
     weight = LossWeight(
         name=options.weight,
         min_snr_gamma=options.min_snr_gamma,
@@ -161,10 +177,13 @@ def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: floa
         bias=options.bias,
         data_std=data_std,
     )
-    times = TimeSampler(make_law(options, schedule), options.stratified)
+    law = make_law(options, schedule)
+    if _learns_last_step(options, schedule, prediction):
+        law = LastStepTimes(law, len(schedule.alphas_cumprod))  # type: ignore[attr-defined]
+    times = TimeSampler(law, options.stratified)
     if options.p_async:
         times = FrameTimes(times, options.p_async, options.async_per)
-    bound = VarianceBound(options.levels, options.vlb_weight) if options.learn_variance else None
+    bound = VarianceBound(_levels_of(options, schedule), options.vlb_weight) if options.learn_variance else None
     optimal = options.coupling == "optimal"
     return DenoisingObjective(
         weight,
@@ -175,6 +194,19 @@ def make_denoising(options: DenoisingOptions, schedule: Schedule, data_std: floa
         optimal=optimal,
         absolute=options.error == "absolute",
     )
+
+
+def _learns_last_step(options: DenoisingOptions, schedule: Schedule, prediction: Prediction) -> bool:
+    """Whether a table ends in noise from which the network can learn: of noise it would only be shown the answer."""
+    is_noise = isinstance(schedule, TableSchedule) and schedule.ends_in_noise
+    return is_noise and prediction != "noise" and not options.learn_variance  # a step from there has no finite bound
+
+
+def _levels_of(options: DenoisingOptions, schedule: Schedule) -> int:
+    """Return the number of noise levels of the bound: by default those of the table."""
+    if options.levels is not None:
+        return options.levels
+    return len(schedule.alphas_cumprod) if isinstance(schedule, TableSchedule) else VarianceBound.levels
 
 
 def make_law(options: DenoisingOptions, schedule: Schedule) -> TimeLaw:

@@ -3,8 +3,9 @@ r"""Power-function averages of the weights.
     average <- beta average + (1 - beta) weights,    beta = (1 - 1 / t)^(gamma + 1) after step t,
 
 so the weights of step t' count in proportion to about t'^gamma: the average widens with the run and forgets
-the start of it. `gamma` follows from the relative width of that profile. Averages that were kept at several steps
-combine into that of any other width (`combine_profiles`).
+the start of it. Where only every k-th step is taken in, it stands for the k up to it, beta = (1 - k / t)^(gamma + 1),
+and the profile stays what it is. `gamma` follows from the relative width of that profile. Averages that were kept at
+several steps combine into that of any other width (`combine_profiles`).
 
 Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models",
     arXiv:2312.02696, section 3.1 and appendix C.
@@ -96,14 +97,31 @@ class PowerEMA:
     Args:
         average: Tensors that hold the average, changed in place.
         width: Relative width of the profile.
+        every: Take in every so many steps only.
     """
 
-    def __init__(self, average: Sequence[Tensor], width: float) -> None:
+    def __init__(self, average: Sequence[Tensor], width: float, every: int = 1) -> None:
         self.average = list(average)
-        self.width = width
+        self.width, self.every = width, every
         self.exponent = gamma_of_width(width) + 1
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor], step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 1."""
-        torch._foreach_lerp_(self.average, list(weights), 1 - (1 - 1 / step) ** self.exponent)
+        if step % self.every == 0:
+            torch._foreach_lerp_(self.average, list(weights), self._share(self.every, step))
+
+    @torch.no_grad()
+    def at(self, weights: Sequence[Tensor], step: int) -> list[Tensor]:
+        """Return the average after `step`, where `weights` are those of now and stand for the steps not yet taken in.
+
+        Where there are none these are the tensors of the average, else new ones; the average itself does not change.
+        """
+        since = step % self.every
+        if not since:
+            return self.average
+        return list(torch._foreach_lerp(self.average, list(weights), self._share(since, step)))
+
+    def _share(self, steps: int, step: int) -> float:
+        """Return what the last `steps` of `step` steps count."""
+        return 1 - (1 - steps / step) ** self.exponent

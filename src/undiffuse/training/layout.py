@@ -33,14 +33,21 @@ class Layout:
         """Return the copy of the denoiser that shows the average."""
         return self._copy
 
-    def averages(self, count: int) -> list[list[Tensor]]:
-        """Return `count` lists of tensors, one for each parameter; the first is part of `averaged`."""
-        shown = dict(self._copy.named_parameters())
-        more = [[p.detach().clone() for p in self.parameters.values()] for _ in range(count - 1)]
-        return [[shown[name].data for name in self.parameters], *more]
+    def averages(self, count: int, apart: bool = False) -> list[list[Tensor]]:
+        """Return `count` lists of tensors, one for each parameter; the first is part of `averaged` unless `apart`."""
+        more = [[p.detach().clone() for p in self.parameters.values()] for _ in range(count - (not apart))]
+        return more if apart else [self._shown(), *more]
 
+    @torch.no_grad()
     def show(self, average: list[Tensor]) -> None:
         """Bring the first average into `averaged`; where it is a part of it already, there is nothing to do."""
+        for shown, part in zip(self._shown(), average, strict=True):
+            if shown.data_ptr() != part.data_ptr():
+                shown.copy_(part)
+
+    def _shown(self) -> list[Tensor]:
+        shown = dict(self._copy.named_parameters())
+        return [shown[name].data for name in self.parameters]
 
     def take_gradients(self) -> None:
         """Bring the gradients of the last backward pass to `parameters`."""

@@ -53,7 +53,7 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1, *, told: bool 
         parameters = sum(p.numel() for p in network.parameters())
         kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
     share = 0.5 if recipe.train.precision == "bfloat16" else 1.0
-    copies: float = 4 + len(recipe.train.ema) + getattr(recipe.objective, "copies", 0)
+    copies: float = 4 + len(recipe.train.ema) + (recipe.train.ema_every > 1) + getattr(recipe.objective, "copies", 0)
     if recipe.train.shard and processes > 1:
         copies = copies / processes + 2
     block = _BLOCK_BYTES * block_elements(spec, own_rows)

@@ -25,11 +25,14 @@ _AT_THE_ENDS = frozenset({"conditioners", "context", "deviation", "embedding", "
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
-    """Return the rate of optimizer step `step`, counted from 0: linear warm-up, then decay to the share `final_lr`."""
+    """Return the rate of optimizer step `step`, counted from 0: linear warm-up, then decay to the share `final_lr`.
+
+    With `decay=plateau` it stays at its peak; see `undiffuse.training.plateau`.
+    """
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     done = (step - options.warmup) / max(1, options.steps - options.warmup)
-    share = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done, "constant": 1.0}[options.decay]
+    share = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}.get(options.decay, 1.0)
     return options.lr * (options.final_lr + (1 - options.final_lr) * share)
 
 
@@ -103,15 +106,19 @@ class ClippedStep:
         self._muon_share = 0.0 if muon is None else muon.defaults["lr"] / optimizer.defaults["lr"]
 
     @torch.no_grad()
-    def __call__(self, loss: Tensor, rate: float) -> StepReport:
-        """Update the parameters from their gradients; `loss` is read for finiteness only."""
+    def __call__(self, loss: Tensor, rate: float, clips: bool = True) -> StepReport:
+        """Update the parameters from their gradients; `loss` is read for finiteness only.
+
+        Gradients are left as they are where `clips` is False.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = self.total_norm(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
         bad = (~torch.isfinite(norm + loss)).to(torch.float32)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        scale = (norm / self.clip).clamp(min=1.0).float() if self.clip else None  # the kernel reads float32 here
+        clips = clips and self.clip > 0
+        scale = (norm / self.clip).clamp(min=1.0).float() if clips else None  # the kernel reads float32 here
         self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.muon is not None:

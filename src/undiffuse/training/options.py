@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from undiffuse.limits import at_least_one, not_negative, positive, share
+from undiffuse.limits import at_least_one, not_negative, positive, share, share_below_one
 from undiffuse.words import option
 
 _PLACE = ("device", "shard", "checkpoint_activations", "compile")
@@ -55,7 +55,9 @@ class DenoisingOptions:
         False, "train a second head for the variance of a step, for sample.solver=ddpm-learned"
     )
     vlb_weight: float = option(0.001, "learn_variance: weight of the variational bound beside the loss")
-    levels: int = option(1000, "learn_variance: number of noise levels of the bound")
+    levels: int | None = option(
+        None, "learn_variance: number of noise levels of the bound; none: those of the table, else 1000"
+    )
     coupling: Literal["independent", "optimal"] = option(
         "independent", "optimal: noise goes to near data (minibatch optimal transport), for straighter paths"
     )
@@ -71,7 +73,7 @@ class DenoisingOptions:
             raise ValueError(
                 f"vlb_weight={self.vlb_weight} must be positive; learn_variance=false leaves the bound out."
             )
-        if self.levels < 2:
+        if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels={self.levels} must be at least 2; 1000 is usual.")
         share(self, "p_async", "drop")
         positive(self, "min_snr_gamma", "p2_k", "p2_gamma", "time_std", "mode_scale")
@@ -150,12 +152,20 @@ class TrainOptions:
     lr: float = option(1e-3, "peak learning rate")
     muon_lr: float = option(0.02, "muon: peak learning rate of the matrices; it follows the course of lr")
     warmup: int = option(100, "steps of linear warm-up")
-    decay: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
-    final_lr: float = option(0.0, "learning rate at the end, as a share of the peak")
+    decay: Literal["cosine", "linear", "constant", "plateau"] = option(
+        "cosine", "learning rate after the warm-up; plateau: it falls whenever the loss has stopped falling"
+    )
+    final_lr: float = option(0.0, "learning rate at the end, as a share of the peak; plateau: the least share")
+    plateau_factor: float = option(0.5, "plateau: factor by which the rate falls")
+    plateau_patience: int = option(2000, "plateau: steps without a better loss that are waited for")
+    plateau_threshold: float = option(0.01, "plateau: share by which a loss must be below the best to be better")
+    plateau_every: int = option(100, "plateau: steps whose mean loss is compared")
     weight_decay: float = option(0.0, "decoupled weight decay")
     betas: tuple[float, float] = option((0.9, 0.99), "moment decays of AdamW")
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    clip_steps: int | None = option(None, "first steps, whose gradients are clipped; none: all")
     ema: tuple[float, ...] = option((0.05, 0.10), "relative widths of the averaged weights; the first is the model")
+    ema_every: int = option(1, "steps between updates of the averages; keep it small beside a width times steps")
     precision: Literal["float32", "bfloat16"] = option("float32", "dtype inside the network")
     checkpoint_activations: bool = option(
         False, "compute activations again in the backward pass instead of keeping them: less memory, a third more time"
@@ -184,9 +194,12 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep")
-        at_least_one(self, "max_bad_steps", "validate_items")
-        not_negative(self, "warmup", "preview_every", "snapshot_every", "validate_every")
+        at_least_one(self, "max_bad_steps", "validate_items", "clip_steps", "ema_every", "plateau_every")
+        not_negative(self, "warmup", "preview_every", "snapshot_every", "validate_every", "plateau_patience")
         not_negative(self, "weight_decay", "clip", "final_lr")
+        self._check_plateau()
+        if self.clip_steps is not None and not self.clip:
+            raise ValueError(f"clip_steps={self.clip_steps} but clip=0 does not clip at all; set clip, such as 1.")
         positive(self, "lr", "muon_lr")
         if self.optimizer == "muon" and self.shard:
             raise ValueError("optimizer=muon needs whole matrices, which shard=true cuts; use one of the two.")
@@ -198,3 +211,16 @@ class TrainOptions:
             raise ValueError("compile=true has not been made to work with shard=true; leave one of them off.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers in [0, 1).")
+
+    def _check_plateau(self) -> None:
+        share_below_one(self, "plateau_threshold")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"plateau_factor={self.plateau_factor} must lie inside (0, 1); 0.5 halves the rate.")
+        if self.decay == "plateau":
+            share(self, "final_lr")
+            return
+        for name in ("plateau_factor", "plateau_patience", "plateau_threshold", "plateau_every"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} belongs to decay=plateau, not decay={self.decay}; leave it out."
+                )

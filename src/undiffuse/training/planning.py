@@ -48,6 +48,7 @@ def plan(
         *(f"data     {line}" for line in dataset.summary()),
         *([f"held out {held_out} items"] if held_out else []),
         *([f"codec    {recipe.codec.kind}, to latents of {latent_words(latent)}"] if latent else []),
+        *(_scale(recipe) if latent else []),
         *_augmentation(recipe),
         f"network  {recipe.model.kind}, {need.parameters:,} parameters",
         f"process  {_process(recipe)}, objective {recipe.objective.kind}",
@@ -55,6 +56,13 @@ def plan(
         f"memory   about {human_bytes(need.bytes)} beside {held} of data; {torch.get_num_threads()} thread(s)",
     )
     return Plan(lines, need)
+
+
+def _scale(recipe: Recipe) -> list[str]:
+    """Warn of a deviation that is not that of latents, such as the one a recipe has for pictures."""
+    std = getattr(recipe.process, "data_std", 1.0)
+    said = f"warning: latents have about unit variance and process.data_std is {std:g}; set process.data_std=1"
+    return [] if std == 1 else [said]
 
 
 def latent_words(latent: DataSpec) -> str:

@@ -25,7 +25,7 @@ from undiffuse.noise import KeyedNoise
 from undiffuse.sampling.flow_map import default_solver
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
-from undiffuse.training.degrade import TASK, make_degrade
+from undiffuse.training.degrade import NOISE_LEVEL, TASK, make_degrade
 from undiffuse.training.folder import write_text
 from undiffuse.training.objectives import Trained
 from undiffuse.training.recipe import Recipe
@@ -116,7 +116,11 @@ def shown_pictures(recipe: Recipe, dataset: Dataset) -> dict[str, Tensor]:
     batch = dataset.batch(positions)
     if degrade is not None:
         batch = degrade(batch, KeyedNoise(0, positions))
-    return {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK)}
+    shown = {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK, NOISE_LEVEL)}
+    if degrade is not None and NOISE_LEVEL in shown:  # as people write it
+        part = degrade.conditions(dataset.spec)[NOISE_LEVEL]
+        shown[NOISE_LEVEL] = part.mean[0] + part.std[0] * shown[NOISE_LEVEL]
+    return shown
 
 
 def picture(samples: Tensor, spec: DataSpec) -> np.ndarray:

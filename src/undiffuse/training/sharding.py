@@ -47,8 +47,8 @@ class Sharded(Layout):
         trained = {name: p for name, p in self.sharded.items() if p.requires_grad}
         self.parameters = {name: nn.Parameter(self.local(p.detach())) for name, p in trained.items()}
 
-    def averages(self, count: int) -> list[list[Tensor]]:
-        """Return `count` lists of slices, one for each parameter."""
+    def averages(self, count: int, apart: bool = False) -> list[list[Tensor]]:
+        """Return `count` lists of slices, one for each parameter; they are apart from `averaged` in any case."""
         return [[p.detach().clone() for p in self.parameters.values()] for _ in range(count)]
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from undiffuse.training.layout import Layout
 from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.optimizer import MOMENTUM, hidden_matrices, make_muon, make_optimizer
 from undiffuse.training.options import TrainOptions
+from undiffuse.training.plateau import Plateau
 from undiffuse.training.window import Window
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -27,7 +28,7 @@ class TrainingState:
     Args:
         denoiser: What is trained, on its device.
         objective: Its buffers are part of the state.
-        options: Optimizer and averaging profiles.
+        options: Optimizer, averaging profiles, and whether the rate goes by the loss.
         layout: How parameters lie over processes; None: this process has them whole.
 
     Attributes:
@@ -47,8 +48,12 @@ class TrainingState:
         self.matrices = {name: p for name, p in self.named.items() if name in matrices}
         self.muon = make_muon(self.matrices, options) if options.optimizer == "muon" else None
         self.averaged = self.layout.averaged()
-        copies = self.layout.averages(len(options.ema))
-        self.averages = [PowerEMA(tensors, width) for tensors, width in zip(copies, options.ema, strict=True)]
+        copies = self.layout.averages(len(options.ema), apart=options.ema_every > 1)
+        self.averages = [
+            PowerEMA(tensors, width, options.ema_every) for tensors, width in zip(copies, options.ema, strict=True)
+        ]
+        device = self.parameters[0].device if self.parameters else "cpu"
+        self.plateau = Plateau(options, device) if options.decay == "plateau" else None
         self.window = Window()
         self.step = 0
 
@@ -66,14 +71,14 @@ class TrainingState:
         """
         for own, now in zip(self.averaged.buffers(), self.denoiser.buffers(), strict=True):
             own.copy_(now)
-        self.layout.show(self.averages[0].average)
+        self.layout.show(self.averages[0].at(self.parameters, self.step))
         return self.averaged
 
     def named_averages(self) -> list[dict[str, Tensor]]:
         """Return the averages by parameter; all processes must ask, the result is for the main one."""
         return [
-            {name: self.layout.whole(name, part) for name, part in zip(self.named, profile.average, strict=True)}
-            for profile in self.averages
+            {name: self.layout.whole(name, part) for name, part in zip(self.named, now, strict=True)}
+            for now in (profile.at(self.parameters, self.step) for profile in self.averages)
         ]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -82,7 +87,10 @@ class TrainingState:
         All processes must ask; the result is that of one process, on the main one.
         """
         fixed = {key: self._whole(of, own) for key, own, of in self._fixed()}
-        return {**fixed, **self._moments(), **{f"window/{k}": v for k, v in self.window.state().items()}}
+        course = {} if self.plateau is None else self.plateau.state()
+        kept = {"window": self.window.state(), "plateau": course}
+        named = {f"{name}/{key}": tensor for name, state in kept.items() for key, tensor in state.items()}
+        return {**fixed, **self._moments(), **named}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take over the tensors of a checkpoint.
@@ -100,6 +108,9 @@ class TrainingState:
             for name, p in self.matrices.items():
                 self.muon.state[p][MOMENTUM].copy_(_find(tensors, f"muon/{name}", p.shape))
         self.window.load({key: tensors[f"window/{key}"] for key in ("steps", "sums")})
+        if self.plateau is not None:
+            course = self.plateau.state()
+            self.plateau.load({key: _find(tensors, f"plateau/{key}", course[key].shape) for key in course})
         self.step = step
 
     def _fixed(self) -> Iterator[tuple[str, Tensor, str | None]]:

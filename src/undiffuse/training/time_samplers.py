@@ -124,6 +124,29 @@ class ModeTimes:
         return _inside(self.schedule, t, slope)
 
 
+@dataclass(frozen=True)
+class LastStepTimes:
+    """The last of a table's T steps, pure noise at t = 1, once in T times; else another law's times, which end before.
+
+    Sampling begins at that step, and a network learns there what the data look like on average. An average under
+    uniform times counts it as one step of T. Source: Lin et al. 2023, arXiv:2305.08891, sections 3.1 and 3.2.
+
+    Args:
+        law: On [t_min, t_max].
+        steps: T.
+    """
+
+    law: TimeLaw
+    steps: int
+
+    def __call__(self, u: Tensor) -> Times:
+        """Map uniforms to times."""
+        share = 1 - 1 / self.steps
+        last = u >= share
+        t, importance = self.law((u / share).clamp(max=1 - _EDGE))
+        return Times(torch.where(last, 1.0, t), torch.where(last, 1.0, importance / share))
+
+
 class AdaptiveTimes(nn.Module, ABC):
     """Times drawn by bin in proportion to the sizes that the bin's losses had so far.
 

@@ -1,8 +1,8 @@
 """The training loop: batches in, weights out; logs, previews, checkpoints and stops on the way.
 
 A step is: corrupted rows, forward and backward (in parts), one fused clip-and-update, the averages, one append to
-the log window. Nothing in it waits for the device. Everything written is a function of the recipe and of the
-number of steps done, timings excepted.
+the log window. Nothing in it waits for the device, but for the mean losses of `decay=plateau`. Everything written is a
+function of the recipe and of the number of steps done, timings excepted.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Trainer:
         self.bad_steps = 0
         self.bad_run = 0
         self.seconds = 0.0
+        self.rate = 0.0  # of the last step
         self.saved_step: int | None = None
         self.log: RunLog | None = None
         self._resumed = False
@@ -158,7 +159,7 @@ class Trainer:
 
     def step(self) -> None:
         """Make one optimizer step."""
-        number = self.state.step
+        number, plateau = self.state.step, self.state.plateau
         corrupted = self.stream.step(number)
         if self.dropout is not None:
             self._seed_dropout(number)
@@ -168,7 +169,11 @@ class Trainer:
         per_sample = losses.per_sample
         self.layout.take_gradients()
         loss = self.devices.mean(per_sample.mean())
-        report = self.update(loss, learning_rate(number, self.options))
+        self.rate = learning_rate(number, self.options) * (plateau.share if plateau else 1.0)
+        clips = self.options.clip_steps is None or number < self.options.clip_steps
+        report = self.update(loss, self.rate, clips)
+        if plateau is not None:
+            plateau.note(number, loss, report.bad)
         self.update.zero_grad()
         self.state.average()
         self.objective.after_step(self.denoiser, self.state.step)
@@ -241,7 +246,7 @@ class Trainer:
             "step": step,
             "images": step * self.options.batch_size,
             "loss": figures.loss,
-            "lr": learning_rate(step - 1, self.options),
+            "lr": self.rate,
             "grad_norm": figures.grad_norm,
             "bad_steps": self.bad_steps,
             "seconds": round(clock.seconds(), 3),

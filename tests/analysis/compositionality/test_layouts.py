@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,9 @@ def test_two_items_are_read_with_their_pictures(name: str, tmp_path: Path):
     assert [(t.name, t.group, t.type, len(t), t.answers) for t in tasks] == expected
     for task in tasks:
         images = [image for item in task.items for image in item.images]
-        assert load_pictures(task, images, SPEC, "stretch").shape == (len(images), 1, 4, 6)
+        boxed = any(image.box for image in images if isinstance(image, Picture))  # a part of 4 x 3, stretched
+        with pytest.warns(UserWarning, match="other proportions") if boxed else nullcontext():
+            assert load_pictures(task, images, SPEC, "stretch").shape == (len(images), 1, 4, 6)
 
 
 def read(name: str, tmp_path: Path) -> list[Task]:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from undiffuse.denoisers.mixture import GaussianDenoiser
-from undiffuse.errors import CheckpointError, UndiffuseError
+from undiffuse.errors import CheckpointError, ConfigError, UndiffuseError
 from undiffuse.metrics import energy_distance, psnr
-from undiffuse.metrics.classifier import ClassifierConfig, build_classifier, save_classifier
+from undiffuse.metrics.classifier import ClassifierConfig, build_classifier, load_classifier, save_classifier
 from undiffuse.metrics.perceptual import make_distance
+from undiffuse.metrics.shares import wilson
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
-from undiffuse.tasks.restore.bench import bench_restore, figures, measure
+from undiffuse.tasks.restore.bench import bench_restore, figures, make_judge, measure
 from undiffuse.tasks.restore.bench_results import EXACT, BenchRow, RestoreBench
 from undiffuse.tasks.restore.bench_words import STANDARD, operator_text, split_operators
 from undiffuse.tasks.restore.exact import exact_posterior
 from undiffuse.tasks.restore.peak_memory import PeakMemory
+from undiffuse.tasks.restore.run import restore
 
 _SHAPE = (1, 4, 4)
 
@@ -182,3 +185,40 @@ def test_a_perceptual_distance_is_a_column_of_its_own(tmp_path: Path):
     assert apart == pytest.approx(float(distance(*single).mean()))
     with pytest.raises(CheckpointError, match="there is no classifier"):
         bench_restore(model, clean, holes, ["ddrm"], [3], perceptual="nowhere")
+
+
+def test_top_1_accuracy_stands_beside_that_of_the_truth(tmp_path: Path):
+    config = ClassifierConfig(shape=_SHAPE, classes=("a", "b", "c"), widths=(8,), blocks=(1,))
+    network = build_classifier(config, seed=3).eval()
+    folder = str(save_classifier(network, tmp_path / "classifier"))
+    model, clean, holes = gaussian(), 2 * data(12), {"holes": mask()}
+    options: dict[str, Any] = {"noise_std": 0.3, "samples": 2, "classifier": folder}
+    judged = load_classifier(folder)
+    seen = judged(clean.float()).argmax(1)
+    assert len(seen.unique()) > 1
+    labels = torch.where(torch.arange(12) % 3 > 0, seen, (seen + 1) % 3)  # so that the truth is right in 8 of 12
+    found = bench_restore(model, clean, holes, ["ddrm"], [3], labels=labels, **options)
+    samples = restore(
+        model, measure("holes", mask(), clean, 0.3, 0, model).y, mask(), "ddrm", noise_std=0.3, samples=2, steps=3
+    )
+    right = torch.stack([judged(one.float()).argmax(1) == labels for one in samples.samples])
+    row = found.rows[-1]
+    assert row.top1 == pytest.approx(float(right.double().mean()))
+    assert (row.top1_true, row.top1_items) == (pytest.approx(2 / 3), 12)
+    low, high = wilson(2 / 3, 12)
+    assert row.top1_true_text == f"0.67 ({low:.2f} to {high:.2f})"
+    assert found.columns[6:8] == ("top-1 (95 %)", "top-1 of the truth (95 %)")
+    assert "top-1 of the truth" in found.markdown() and RestoreBench.from_json(found.to_json()) == found
+    blind = bench_restore(model, clean, holes, ["ddrm"], [3], **options)
+    agreed = torch.stack([judged(one.float()).argmax(1) == seen for one in samples.samples])
+    assert blind.rows[-1].top1 == pytest.approx(float(agreed.double().mean()))
+    assert "top-1 of the truth (95 %)" not in blind.columns
+    trial = replace(measure("holes", mask(), clean, 0.3, 0, model), judge=make_judge(folder, clean, None, model))
+    assert figures(trial, clean[None])["top1"] == 1.0
+    for asked, said in (({"labels": labels[:3]}, "expected \\(12,\\)"), ({"labels": labels + 2}, "classes 0 to 2")):
+        with pytest.raises(ValueError, match=said):
+            bench_restore(model, clean, holes, ["ddrm"], [3], **options | asked)
+    with pytest.raises(ValueError, match="give classifier too"):
+        bench_restore(model, clean, holes, ["ddrm"], [3], labels=labels)
+    with pytest.raises(ConfigError, match="sees pictures of shape"):
+        bench_restore(model, clean, holes, ["ddrm"], [3], classifier="cifar10-classifier")

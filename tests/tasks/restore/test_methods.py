@@ -17,7 +17,7 @@ from undiffuse.guidance.push import GradientPush
 from undiffuse.metrics.energy import sliced_wasserstein
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.diagonal import Identity, Mask
-from undiffuse.operators.mri import SingleCoilMRI
+from undiffuse.operators.mri import MRI, SingleCoilMRI, simulate_coils
 from undiffuse.operators.noise import GaussianNoise
 from undiffuse.operators.sensing import Matrix
 from undiffuse.operators.separable import Downsample
@@ -29,12 +29,13 @@ from undiffuse.sampling.plan import Renoise
 from undiffuse.sampling.pushed import Pushed
 from undiffuse.sampling.resampling import Resampled
 from undiffuse.sampling.solver import NOTHING
-from undiffuse.tasks.restore.constraints import DataFit, RangeProjection
+from undiffuse.tasks.restore.constraints import CoilFit, DataFit, RangeProjection
 from undiffuse.tasks.restore.exact import dense, exact_posterior
 from undiffuse.tasks.restore.misfit import misfit_descent
 from undiffuse.tasks.restore.particles import Twist
 from undiffuse.tasks.restore.registry import make_restorer
 from undiffuse.tasks.restore.restorer import Problem
+from undiffuse.tasks.restore.run import restore
 
 VP = process_of("vp")
 
@@ -101,6 +102,35 @@ def test_the_published_step_of_pigdm_without_information_is_ancestral_sampling()
     torch.testing.assert_close(ours, sample(prior, solver=DDIM(eta=1.0), **options).x, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["pigdm", "pigdm-step"])
+def test_known_pixels_are_replaced_and_not_pushed(name: str) -> None:
+    """What is known is y; of the published step the rest moves by DDIM of the replaced answer, plus its push there."""
+    prior, operator, noise = image_prior(), Mask((1, 4, 4), MASK), KeyedNoise(0, range(2))
+    y = operator(normal(2, 1, 4, 4, seed=8))
+    replaced = make_restorer(name, replace_known=True)
+    asked = problem(prior, operator, y, 0.0)
+    torch.testing.assert_close(operator(replaced.solve(asked, noise, 10).x), y, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="replaces the known pixels of a mask, and identity"):
+        replaced.check(problem(prior, Identity((1, 4, 4)), y, 0.0))
+    assert replaced.check(asked) == [] and "will be reproduced" in replaced.check(problem(prior, operator, y, 0.1))[0]
+    if name == "pigdm":  # exact posterior means know their known pixels already, once V is r^2 I
+        white = GaussianDenoiser(torch.zeros(1, 4, 4).double(), 0.3 * torch.eye(16).double(), VP)
+        found = [
+            make_restorer(name, data_var=0.3, replace_known=r).solve(problem(white, operator, y, 0.0), noise, 10).x
+            for r in (True, False)
+        ]
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+        return
+    step = GradientPush(prior, replaced.direction(asked, 1))
+    x, t, s = normal(2, 1, 4, 4), 0.6, 0.5
+    post = step(x, t, None)
+    held = replaced.constraints(asked)[0].correct(post, x, t, s)
+    push = post.extras["push"]
+    torch.testing.assert_close(held.mean, torch.where(MASK > 0, y, post.mean))
+    torch.testing.assert_close(held.extras["push"], torch.where(MASK > 0, 0.0, push))
+    torch.testing.assert_close(VP.eps(x, held, t), VP.eps(x, prior(x, t), t))
+
+
 def test_mmps_draws_from_the_posterior_of_a_scan() -> None:
     """A Gaussian prior on complex pictures, half of k-space: moments within 5 standard errors and 5 % of 100 steps."""
     rows, sy = 800, 0.3
@@ -115,6 +145,29 @@ def test_mmps_draws_from_the_posterior_of_a_scan() -> None:
     std = exact.variance[0].sqrt()
     assert ((x.mean(0) - exact.mean[0]).abs() < (5 / rows**0.5 + 0.05) * std).all()
     assert ((x.var(0) / std**2 - 1).abs() < 5 * (2 / rows) ** 0.5 + 0.05).all()
+
+
+def test_coils_by_themselves_are_combined_every_few_steps() -> None:
+    """With one coil it is the plain form, draw for draw; with four, coils are combined the better the oftener."""
+    at = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).double()
+    part = 0.3 * torch.exp(-torch.cdist(at, at).square() / 4) + 0.01 * torch.eye(64).double()
+    prior = GaussianDenoiser(torch.zeros(2, 8, 8).double(), torch.block_diag(part, part), process_of("ve"))
+    x = prior.sample_data(normal(2, 2, 8, 8, seed=5), torch.zeros(2).double())
+    lines = torch.zeros(8, 8)
+    lines[:, [0, 2, 3, 4, 5, 6]] = 1
+
+    def solved(scan, **options):
+        return restore(prior, scan(x), scan, "score-mri", samples=3, steps=40, options=options).mean
+
+    alone = solved(MRI((2, 8, 8), lines))
+    for scan in (MRI((2, 8, 8), lines), SingleCoilMRI((2, 8, 8), lines)):
+        torch.testing.assert_close(solved(scan, combine_every=3), alone, rtol=0, atol=1e-12)
+    four = MRI((2, 8, 8), lines, simulate_coils(4, 8, 8))
+    exact = exact_posterior(prior, four(x), four, 1e-3).mean
+    every, seldom = ((solved(four, combine_every=m) - exact).square().mean().sqrt() for m in (1, 20))
+    zero_filled = (four.adjoint(four(x)) - exact).square().mean().sqrt()
+    assert every < 0.6 * zero_filled  # 0.32 with 100 steps and 16 samples
+    assert every < 0.75 * seldom
 
 
 def test_conjugate_gradients_of_much_weight_project() -> None:
@@ -190,6 +243,7 @@ def test_options_have_types_and_limits() -> None:
         ("psld", {"gamma": -0.1}, "gamma=-0.1 must not be negative"),
         ("jfps", {"iterations": 0}, "iterations=0 must be at least 1"),
         ("score-mri", {"weight": -1.0}, "weight=-1.0 must not be negative"),
+        ("score-mri", {"combine_every": 0}, "combine_every=0 must be at least 1"),
         ("red-diff", {"betas": [0.9, 1.0]}, r"must lie in \[0, 1\)"),
     ):
         with pytest.raises((ValueError, ConfigError), match=re.escape(said) if "\\" not in said else said):
@@ -197,6 +251,25 @@ def test_options_have_types_and_limits() -> None:
     assert make_restorer("dps", scale="50").scale == 50  # as a command line has it
     solver = DDIM(eta=0.5)
     assert make_restorer("mmps", solver=solver).solver is solver
+
+
+def test_combined_coils_keep_their_noise() -> None:
+    """Pure noise of level sigma stays that; the part that the maps cannot hold would else be lost, 3/4 of it here."""
+    scan = MRI((2, 4, 4), torch.ones(4, 4), simulate_coils(4, 4, 4))
+    fit = CoilFit(process_of("ve"), scan, torch.zeros(400, 4, 2, 4, 4).double(), every=2, weight=0.0)
+    sigma = fit.process.schedule.sigma(torch.tensor(0.5).double())
+    noise, x = KeyedNoise(0, range(400)), sigma * normal(400, 4, 2, 4, 4, seed=3)
+    assert torch.equal(fit.leave(x, 0.5, 0, noise)[0], x)
+    left = fit.leave(x, 0.5, 1, noise)[0]
+    # 51200 numbers of variance sigma^2: four standard errors are 2.5 %
+    assert float(left.square().mean() / sigma**2) == pytest.approx(1, abs=0.025)
+    one = left - sigma * noise.normal("corrector", 1, (4, 2, 4, 4), torch.float64)
+    torch.testing.assert_close(one, scan.split(scan.combined(one)))
+
+
+def test_coils_are_those_of_a_scan() -> None:
+    with pytest.raises(ValueError, match="combine_every=2 needs an MR scan of complex pictures"):
+        restore(image_prior(), normal(1, 1, 4, 4), Identity((1, 4, 4)), "score-mri", options={"combine_every": 2})
 
 
 def test_another_solver_goes_by_its_name() -> None:

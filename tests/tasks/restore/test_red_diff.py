@@ -337,6 +337,9 @@ class Doubling:
 
     data = latent = DataSpec(kind="vector", shape=(_DIM,))
 
+    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
     def encode(self, x: Tensor) -> Tensor:
         return x / 2
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.oracles.continuous import process_of
+from tests.tasks.test_completion import pictures as tokens
+from undiffuse.cli.failures import message as message_of
 from undiffuse.codecs.options import PCAOptions
 from undiffuse.codecs.pca import PatchPCA
 from undiffuse.denoisers.base import Denoiser
@@ -18,6 +20,7 @@ from undiffuse.denoisers.posterior import Posterior
 from undiffuse.denoisers.tiled import Tiled
 from undiffuse.events import Advanced, Event, Message, Started
 from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
+from undiffuse.guidance.thresholding import Thresholding
 from undiffuse.models.model import Model
 from undiffuse.networks.embedded import Embedded
 from undiffuse.noise import KeyedNoise
@@ -146,6 +149,25 @@ def test_tiles_see_their_part_of_what_lies_on_the_grid() -> None:
     torch.testing.assert_close(Tiled(Shown(), (8, 8), 2)(x, 0.5, told).mean, wanted)
     everywhere = Embedded(vector=torch.zeros(2, 1), maps=torch.ones(2, 1, 1, 1))
     torch.testing.assert_close(Tiled(Shown(), (8, 8), 2)(x, 0.5, everywhere).mean, torch.ones_like(x))
+
+
+def test_answers_on_the_way_may_be_bound(model: Model) -> None:
+    """As by the wrapper; pixels of this prior leave [-1, 1] about once in ten."""
+    hole = Mask(SHAPE, HOLE)
+    y = hole(pictures(2, *SHAPE))
+    options: dict[str, Any] = {"noise_std": 0.1, "samples": 4, "steps": 5, "clip": (-9, 9)}
+    free = restore(model, y, hole, "mmps", **options)
+    for mode in ("static", "dynamic"):
+        bound = restore(model, y, hole, "mmps", threshold=mode, **options)
+        wrapped = restore(model, y, hole, "mmps", wrap=lambda d, m=mode: Thresholding(d, m), **options)
+        assert torch.equal(bound.samples, wrapped.samples)
+        assert not torch.equal(bound.samples, free.samples)
+    assert torch.equal(restore(model, y, hole, "mmps", threshold="none", **options).samples, free.samples)
+    spec = DataSpec(kind="image", shape=SHAPE, range=(-1.0, 1.0))
+    latent = Model(GaussianDenoiser(torch.zeros(3, 4, 4), torch.eye(48), VP), spec, codec=small_codec(spec))
+    for asked, mode, said in ((latent, "static", "works on latents"), (model, "sideways", "choose 'static' or")):
+        with pytest.raises(ValueError, match=said):
+            restore(asked, y, hole, "dps", threshold=mode, **options)
 
 
 def test_small_pictures_are_the_middle_of_larger_ones(model: Model) -> None:
@@ -355,6 +377,9 @@ def test_what_cannot_be_done_is_said(model: Model) -> None:
             restore(model, seen, given.pop("operator", hole), given.pop("method", "auto"), **{"steps": 2, **given})
     with pytest.raises(TypeError, match="needs a Model or a Denoiser"):
         restore("digits", y, hole)
+    with pytest.raises(TypeError, match="this model's data are tokens") as refused:
+        restore(tokens(), y, hole)
+    assert "bug" not in message_of(refused.value) and "\n" not in message_of(refused.value)
     assert "ddrm" not in working_methods(jpeg) and "supervised" not in working_methods(jpeg)
 
 

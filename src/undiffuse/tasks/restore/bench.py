@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from undiffuse.denoisers.mixture import MixtureDenoiser
-from undiffuse.errors import UndiffuseError
+from undiffuse.errors import ConfigError, UndiffuseError
 from undiffuse.events import Advanced, Finished, Listener, Message, Started, silent
+from undiffuse.metrics.agreement import LabelClassifier, NetworkClassifier, label_agreement
 from undiffuse.metrics.calibration import coverage, energy_to_reference, fair_crps, spread_ratio
+from undiffuse.metrics.classifier import classifier_for
 from undiffuse.metrics.perceptual import Distance, make_distance
 from undiffuse.metrics.restoration import consistency, psnr, ssim
 from undiffuse.models.model import Model
@@ -51,6 +53,7 @@ class Trial:
         exact: The exact posterior, where it is known.
         reference: Samples of it (M, B, *shape).
         distance: Of pictures, in features, where asked for.
+        judge: Of their classes, where asked for.
     """
 
     name: str
@@ -61,6 +64,28 @@ class Trial:
     exact: MixturePosterior | None = None
     reference: Tensor = field(default_factory=lambda: torch.empty(0))
     distance: Distance | None = None
+    judge: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who says what pictures show.
+
+    Args:
+        classifier: Of pictures in [-1, 1].
+        wanted: Right classes of the items (B,), numbers of the classifier's.
+        true_share: Share of the true items in which it sees them; None where `wanted` is what it saw in those.
+    """
+
+    classifier: LabelClassifier
+    wanted: Tensor
+    true_share: float | None
+
+    def figures(self, samples: Tensor) -> dict[str, Any]:
+        """Return the figures of samples (K, B, C, H, W)."""
+        labels = self.wanted.repeat(len(samples))
+        share = label_agreement(self.classifier, samples.flatten(0, 1), labels.numpy()).share
+        return {"top1": share, "top1_true": self.true_share, "top1_items": len(self.wanted)}
 
 
 def bench_restore(
@@ -75,6 +100,8 @@ def bench_restore(
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     perceptual: str | None = None,
+    classifier: str | None = None,
+    labels: Tensor | None = None,
     before: RestoreBench | None = None,
     settings: Mapping[str, Any] | None = None,
     keep: Keep | None = None,
@@ -94,6 +121,8 @@ def bench_restore(
         seed: Of noise and samples.
         options: Method -> options of its own.
         perceptual: Adds the distance in features: "lpips", or a classifier by its folder or shipped name.
+        classifier: Adds the share of samples in which a classifier, a folder or a shipped name, sees the right class.
+        labels: Right classes of the items (B,), numbers of the classifier's; None: what it sees in the true items.
         before: Rows that are there already; they are not computed again.
         settings: Kept with the rows.
         keep: Hears of all rows after each new one, to write them.
@@ -102,7 +131,7 @@ def bench_restore(
 
     Raises:
         ValueError: A method is unknown, or numbers are out of range. What a method cannot do is a row with the reason.
-        ConfigError: The perceptual distance cannot be had, or does not fit the items.
+        ConfigError: The perceptual distance or the classifier cannot be had, or does not fit the items.
     """
     chosen = _checked_methods(methods)
     if noise_std < 0 or samples < 1 or not steps or min(steps) < 1 or len(clean) < 1 or not operators:
@@ -111,12 +140,13 @@ def bench_restore(
             "operators; expected at least 0, and at least 1 of all others."
         )
     distance = make_distance(perceptual, model.spec) if perceptual is not None else None
+    judge = make_judge(classifier, clean, labels, model)
     found = RestoreBench(rows=() if before is None else before.rows, settings=dict(settings or {}))
     known = {row.key for row in found.rows}
     listener(Started(_TASK, len(operators) * len(chosen) * len(steps), "row"))
     count = 0
     for name, operator in operators.items():
-        trial = replace(measure(name, operator, clean, noise_std, seed, model), distance=distance)
+        trial = replace(measure(name, operator, clean, noise_std, seed, model), distance=distance, judge=judge)
         if trial.exact is not None and (name, EXACT, 0) not in known:
             found = _kept(found, exact_row(trial, samples, seed), keep)
         for method in chosen:
@@ -130,6 +160,34 @@ def bench_restore(
                 listener(Advanced(_TASK, count))
     listener(Finished(_TASK))
     return found
+
+
+def make_judge(classifier: str | None, clean: Tensor, labels: Tensor | None, model: Model) -> Judge | None:
+    """Return who says what pictures show; None where nobody was asked for.
+
+    Raises:
+        ValueError: Labels without a classifier, or of other items or classes.
+        ConfigError: The items are no pictures of the classifier's shape.
+        CheckpointError: It cannot be loaded.
+    """
+    if classifier is None:
+        if labels is not None:
+            raise ValueError("labels are what a classifier is asked for; give classifier too.")
+        return None
+    if model.spec.kind != "image":
+        raise ConfigError(f"a classifier judges pictures, but these are {model.spec.noun}; leave it out.")
+    network = classifier_for(classifier, model.spec)
+    named = NetworkClassifier(network)
+    if labels is None:
+        return Judge(named, torch.from_numpy(named.predict(clean)), None)
+    wanted = labels.cpu().long()
+    count = len(network.config.classes)
+    if wanted.shape != (len(clean),) or bool(((wanted < 0) | (wanted >= count)).any()):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and values to {int(wanted.max())}; expected ({len(clean)},) "
+            f"with the classifier's classes 0 to {count - 1}."
+        )
+    return Judge(named, wanted, label_agreement(named, clean, wanted.numpy()).share)
 
 
 def measure(name: str, operator: Operator, clean: Tensor, noise_std: float, seed: int, model: Model) -> Trial:
@@ -202,6 +260,8 @@ def figures(trial: Trial, samples: Tensor) -> dict[str, Any]:
         pictures = (part.float().flatten(0, -4) for part in (flat, repeated))  # the frames of a video one by one
         with torch.no_grad():
             found["perceptual"] = float(trial.distance(*pictures).mean())
+    if trial.judge is not None:
+        found |= trial.judge.figures(samples)
     if count > 1:
         found["spread"] = spread_ratio(samples, clean)
         found["coverage"] = coverage(samples, clean).share
@@ -212,7 +272,7 @@ def figures(trial: Trial, samples: Tensor) -> dict[str, Any]:
         if count > 1:
             found["exact_spread"] = spread_ratio(samples, exact_variance=trial.exact.variance)
             found["energy"] = energy_to_reference(samples, trial.reference)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def _checked_methods(methods: Sequence[str] | None) -> list[str]:

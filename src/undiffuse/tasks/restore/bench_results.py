@@ -24,6 +24,10 @@ class BenchRow:
         psnr_mean: Of the mean of K samples.
         ssim: Of one sample.
         perceptual: Distance in features of one sample to the truth, where asked for.
+        top1: Share of samples in which a classifier sees the right class, where one was asked for.
+        top1_true: Share of the true items in which it does, the best that `top1` can be expected to reach; None where
+            the right class is what it sees in the true item.
+        top1_items: Items behind both. The samples of an item are no news of each other, so intervals count items.
         consistency: Mean absolute difference of A(sample) and y.
         residual: Root mean square of A(sample) - y over what was measured.
         residual_ratio: That over the noise; None for a noiseless measurement.
@@ -48,6 +52,9 @@ class BenchRow:
     psnr_mean: float | None = None
     ssim: float | None = None
     perceptual: float | None = None
+    top1: float | None = None
+    top1_true: float | None = None
+    top1_items: int | None = None
     consistency: float | None = None
     residual: float | None = None
     residual_ratio: float | None = None
@@ -69,6 +76,25 @@ class BenchRow:
         """What makes a row one of its kind."""
         return self.operator, self.method, self.steps
 
+    @property
+    def top1_text(self) -> str | None:
+        """`top1` with Wilson's interval of 95 %, None where there is none."""
+        return _share_text(self.top1, self.top1_items)
+
+    @property
+    def top1_true_text(self) -> str | None:
+        """`top1_true` likewise."""
+        return _share_text(self.top1_true, self.top1_items)
+
+
+def _share_text(value: float | None, items: int | None) -> str | None:
+    from undiffuse.metrics.shares import wilson
+
+    if value is None or items is None:
+        return None
+    low, high = wilson(value, items)
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
 
 _COLUMNS: dict[str, tuple[str, str]] = {
     "operator": ("operator", ""),
@@ -78,6 +104,8 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "psnr_mean": ("PSNR, mean", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
     "perceptual": ("perceptual", "{:.4f}"),
+    "top1_text": ("top-1 (95 %)", ""),
+    "top1_true_text": ("top-1 of the truth (95 %)", ""),
     "spread": ("spread", "{:.2f}"),
     "exact_spread": ("spread / exact", "{:.2f}"),
     "energy": ("energy distance", "{:.3f}"),
@@ -90,7 +118,17 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "memory": ("MiB", "{:.0f}"),
 }
 """Field -> head of its column and format of its figures."""
-_OPTIONAL = ("perceptual", "spread", "exact_spread", "energy", "mean_distance", "residual_ratio", "memory")
+_OPTIONAL = (
+    "perceptual",
+    "top1_text",
+    "top1_true_text",
+    "spread",
+    "exact_spread",
+    "energy",
+    "mean_distance",
+    "residual_ratio",
+    "memory",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,15 @@ from torch import Tensor
 from undiffuse.denoisers.posterior import Posterior
 from undiffuse.noise import NoiseSource
 from undiffuse.operators.base import LinearOperator
+from undiffuse.operators.diagonal import Mask
 from undiffuse.operators.krylov import conjugate_gradient
+from undiffuse.operators.mri import MRI, SingleCoilMRI
 from undiffuse.process.gaussian import Coefficient, GaussianProcess
 from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
+from undiffuse.sampling.pushed import PUSH
+from undiffuse.tasks.restore.restorer import Problem
+from undiffuse.tasks.restore.walk import process_of
 
 
 class RangeProjection(Constraint):
@@ -48,6 +53,46 @@ class RangeProjection(Constraint):
         back = self.operator.pinv(self.operator(post.mean) - self.y)
         mean = post.mean - (back if self.share is None else self.share(t, s) * back)
         return cast(Posterior, self.process.with_mean(post, x, t, mean, self.eps))
+
+
+class KnownPixels(RangeProjection):
+    """`RangeProjection` by a mask, which replaces the known pixels of an answer by y; a push leaves them alone.
+
+    Args:
+        problem: Its operator is a mask; its noise is reproduced.
+        eps: "own" noise of the answer, or "new".
+
+    Source: The published code of Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems".
+    """
+
+    def __init__(self, problem: Problem, eps: Literal["own", "new"]) -> None:
+        super().__init__(process_of(problem), cast(LinearOperator, problem.operator), problem.y, eps)
+
+    def correct(self, post: Posterior, x: Tensor, t: Time, s: Time) -> Posterior:
+        """Replace what is known."""
+        post = super().correct(post, x, t, s)
+        if PUSH not in post.extras:
+            return post
+        push = post.extras[PUSH]
+        return post.replace(extras={**post.extras, PUSH: push - self.operator.pinv(self.operator(push))})
+
+    @staticmethod
+    def check(problem: Problem) -> list[str]:
+        """Warn of noise that will be reproduced.
+
+        Raises:
+            ValueError: The operator is no mask.
+        """
+        if not isinstance(problem.operator, Mask):
+            raise ValueError(
+                f"replace_known=true replaces the known pixels of a mask, and {problem.operator.describe()} is none; "
+                "leave it out."
+            )
+        if problem.noise_std == 0 and problem.noise_model is None:
+            return []
+        return [
+            f"noise of {problem.noise_std:g} (model units) in y will be reproduced by replace_known=true; leave it out."
+        ]
 
 
 class DataFit(Constraint):
@@ -197,6 +242,41 @@ class StateFit(Constraint):
         shape = tuple((self.y if self.noise == "y" else x).shape[1:])
         z = noise.normal("corrector", k, shape, x.dtype)
         return sigma * (z if self.noise == "y" else self.operator(z))
+
+
+class CoilFit(StateFit):
+    """`StateFit` of the pictures of all coils by themselves, which every few steps become those of one picture.
+
+    The states x_c become S_c sum_c conj(S_c) x_c, and what these cannot hold, which is noise alone, is drawn anew: so
+    the noise of each picture keeps its level, which it would else lose.
+
+    Args:
+        process: Of the denoiser.
+        scan: An MR scan; its sensitivities have sum_c |S_c|^2 = 1.
+        y: Its measurement; its noise is reproduced.
+        every: Steps from one combination to the next.
+        weight: Of the data.
+
+    Source: Chung and Ye 2022, "Score-based diffusion models for accelerated MRI", arXiv:2110.05243, the hybrid form.
+    """
+
+    def __init__(
+        self, process: GaussianProcess, scan: MRI | SingleCoilMRI, y: Tensor, *, every: int, weight: float
+    ) -> None:
+        super().__init__(process, scan.each_coil(), y, weight=weight, back="adjoint", noise="none")
+        self.scan, self.every = scan, every
+
+    def leave(self, x: Tensor, s: Time, k: int, noise: NoiseSource) -> tuple[Tensor, bool]:
+        """Hold every coil's state to its measurement, and all to each other."""
+        x, _ = super().leave(x, s, k, noise)
+        if (k + 1) % self.every:
+            return x, True
+        z = noise.normal("corrector", k, tuple(x.shape[1:]), x.dtype)
+        sigma = self.process.coefficients(s, x)[1]
+        return self._together(x) + sigma * (z - self._together(z)), True
+
+    def _together(self, x: Tensor) -> Tensor:
+        return self.scan.split(self.scan.combined(x))
 
 
 def conditioned(operator: LinearOperator) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +16,12 @@ from undiffuse.guidance.measurement import LEAST_TAKEN, PiGDM, Proximal
 from undiffuse.limits import at_least_one
 from undiffuse.noise import NoiseSource
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.resampling import Resampled
 from undiffuse.sampling.solver import Solver
+from undiffuse.tasks.restore.constraints import KnownPixels
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, walk
 
@@ -49,11 +52,20 @@ class Corrected(Restorer):
     def rule(self, problem: Problem) -> Solver:
         """Return the method's own solver."""
 
+    def constraints(self, problem: Problem) -> Sequence[Constraint]:
+        """Return what holds beside the correction."""
+        return ()
+
     def solve(self, problem: Problem, noise: NoiseSource, steps: int) -> Solution:
         """Walk down with the corrected mean."""
         grid = grid_of(problem, steps, self.grid)
         solver = make_solver(self.solver) if isinstance(self.solver, str) else self.solver or self.rule(problem)
-        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), gradient=self.gradient)
+        return self.walked(problem, noise, solver, grid)
+
+    def walked(self, problem: Problem, noise: NoiseSource, solver: Solver, grid: Tensor) -> Solution:
+        """Walk down a grid by a solver with the corrected mean."""
+        options: dict[str, Any] = {"constraints": self.constraints(problem), "gradient": self.gradient}
+        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +102,7 @@ class Matched(Corrected):
         grid = grid_of(problem, max(1, round(steps / passes)), self.grid)
         jump = self.jump or max(1, (len(grid) - 1) // 5)
         solver = Resampled(solver=self.rule(problem), passes=passes, jump=jump, last=True)
-        return walk(problem, noise, solver, grid, denoiser=self.wrap(problem), gradient=self.gradient)
+        return self.walked(problem, noise, solver, grid)
 
     def rule(self, problem: Problem) -> Solver:
         """Return DDIM."""
@@ -187,13 +199,23 @@ class PiGDMRestorer(Matched):
 
     Args:
         data_var: Variance of one element of the data; None: measured from the prior. The paper has 1.
+        replace_known: Replace the known pixels of every corrected answer by y, for masks and y without noise.
     """
 
     gradient: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("pinv",)
     uses_data_var: ClassVar[bool] = True
     data_var: float | None = None
+    replace_known: bool = False
     grid: str = "t"
+
+    def constraints(self, problem: Problem) -> Sequence[Constraint]:
+        """Replace what is known, where asked for."""
+        return [KnownPixels(problem, "new")] if self.replace_known else []
+
+    def check(self, problem: Problem) -> list[str]:
+        """Refuse to replace pixels where there is no mask, and warn of their noise."""
+        return KnownPixels.check(problem) if self.replace_known else []
 
     def wrap(self, problem: Problem) -> Denoiser:
         """Put PiGDM around the prior."""

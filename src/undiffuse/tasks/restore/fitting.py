@@ -42,11 +42,32 @@ class Fitted:
     window: tuple[Any, ...] | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def pixels(self) -> Operator:
+        """The operator on data, the frame around small pictures included."""
+        return self.operator.pixels if isinstance(self.operator, Decoded) else self.operator
+
     def data(self, x: Tensor) -> Tensor:
         """Return the data (B, *shape) of states: decoded, and without the frame around small pictures."""
         if self.prior.codec is not None:
-            return self.prior.codec.decode(x.float()).to(x.dtype)
+            x = self.prior.codec.decode(x.float()).to(x.dtype)
         return x if self.window is None else x[(..., *self.window)]
+
+    def states(self, x: Tensor) -> Tensor:
+        """Return the states of data (B, *shape): with zeros around small pictures, and encoded.
+
+        Raises:
+            ValueError: They are not what the operator takes.
+        """
+        whole = x.new_zeros(len(x), *self.pixels.in_shape)
+        inside = (...,) if self.window is None else (..., *self.window)
+        if x.shape != whole[inside].shape:
+            raise ValueError(
+                f"x_init has shape {tuple(x.shape)}; expected items that the operator takes, "
+                f"{tuple(whole[inside].shape[1:])}."
+            )
+        whole[inside] = x
+        return whole if self.prior.codec is None else self.prior.codec.encode(whole.float()).to(x.dtype)
 
 
 class Crop(LinearOperator):
@@ -98,7 +119,7 @@ def fit(
         noise_std: Model units; None: from `noise`, else 0.
         noise: The noise's law.
         tile: Side of tiles in pixels; None: that of the model where the picture is larger; 0: no tiles.
-        overlap: Of tiles, in pixels; None: a quarter of their side.
+        overlap: Of tiles, in pixels; None: a quarter of their side. Of latents: rounded up to whole ones.
 
     Raises:
         ValueError: Shapes, units or numbers that do not fit.
@@ -196,21 +217,53 @@ def _sized(fitted: Fitted, tile: int | None, overlap: int | None) -> Fitted:
             f"the operator {fitted.operator.describe()} takes items of shape {shape}; the model's are {wanted}. "
             f"Channels must agree, and only pictures may differ in height and width.{volumes}"
         )
-    if prior.codec is not None:
-        raise ValueError(f"a latent model restores pictures of its own size {wanted} alone, not {shape}; resize y.")
+    unit = _unit(prior, slices, tile)
     side = wanted[1:] if not tile else (tile, tile)
-    size = tuple(max(whole, part) for whole, part in zip(item[1:], side, strict=True))
+    size = tuple(-(-max(whole, part) // unit) * unit for whole, part in zip(item[1:], side, strict=True))
     window, operator, state = None, fitted.operator, (*shape[: -len(size)], *size)
     if size != item[1:]:
         crop: Any = Crop(state, item[1:])
         window, operator = crop.window, _framed(crop, operator)
     denoiser = prior.denoiser
     if tile != 0 and size != side:
-        denoiser = Tiled(denoiser, side, min(side) // 4 if overlap is None else overlap)
-        denoiser.places(size)
+        denoiser = Tiled(denoiser, tuple(part // unit for part in side), _shared(min(side), overlap, unit))
+        denoiser.places(tuple(whole // unit for whole in size))
     if slices is not None:
         denoiser = _of_slices(denoiser, slices)
+    if prior.codec is not None:
+        state = prior.codec.code_shape(state)
     return replace(fitted, prior=replace(prior, denoiser=denoiser, shape=state), operator=operator, window=window)
+
+
+def _unit(prior: Prior, slices: int | None, tile: int | None) -> int:
+    """Return how many pixels one element of a state stands for, on each axis.
+
+    Raises:
+        ValueError: A latent model was given slices, or tiles that are no whole latents.
+    """
+    if prior.codec is None:
+        return 1
+    if slices is not None:
+        raise ValueError("a latent model restores pictures, not volumes; give the slices as the batch.")
+    unit = prior.codec.factor
+    if tile and tile % unit:
+        raise ValueError(f"tile={tile} must be a multiple of {unit}, the pixels that one latent stands for.")
+    return unit
+
+
+def _shared(side: int, overlap: int | None, unit: int) -> int:
+    """Return how many elements of a state neighbouring tiles share.
+
+    Raises:
+        ValueError: As many as a tile of a latent model has.
+    """
+    if overlap is None:
+        return min(-(-(side // 4) // unit), side // unit - 1)
+    if unit > 1 and overlap > side - unit:
+        raise ValueError(
+            f"overlap={overlap} must be at most {side - unit}: tiles of {side} pixels in latents of {unit}."
+        )
+    return -(-overlap // unit)
 
 
 def _of_slices(denoiser: Denoiser, slices: int) -> Denoiser:
@@ -234,8 +287,8 @@ def _framed(crop: Crop, operator: Operator) -> Operator:
 
 def measured_y(fitted: Fitted, y: Tensor) -> Tensor:
     """Return measurements where the operator stands now: a mask's are as large as the state."""
-    if isinstance(fitted.operator, Mask) and tuple(y.shape[1:]) != fitted.operator.out_shape:
-        whole = y.new_zeros(len(y), *fitted.operator.out_shape)
+    if isinstance(fitted.pixels, Mask) and tuple(y.shape[1:]) != fitted.pixels.out_shape:
+        whole = y.new_zeros(len(y), *fitted.pixels.out_shape)
         assert fitted.window is not None
         whole[(..., *fitted.window)] = y
         return whole

@@ -26,19 +26,17 @@ class Decoded(Operator):
     """y = A(D(z)) of latents z: what a pixel operator is to a latent prior. Not linear; differentiable if A is.
 
     Args:
-        pixels: A, on data.
+        pixels: A, on data, which may be larger or smaller than those of the model.
         codec: D, and E for a start.
 
     Raises:
-        ValueError: The operator does not take the codec's data.
+        ValueError: The operator does not take what the codec decodes.
     """
 
     kind = "decoded"
 
     def __init__(self, pixels: Operator, codec: Codec) -> None:
-        if tuple(pixels.in_shape) != tuple(codec.data.shape):
-            raise ValueError(f"the operator {pixels.describe()} does not take the model's data {codec.data.shape}.")
-        super().__init__(codec.latent.shape, pixels.out_shape)
+        super().__init__(codec.code_shape(tuple(pixels.in_shape)), pixels.out_shape)
         self.pixels, self.codec = pixels, codec
         self.differentiable = pixels.differentiable
         self.has_pinv = False

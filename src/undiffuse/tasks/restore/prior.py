@@ -87,14 +87,14 @@ def prior_of(model: Any, in_shape: tuple[int, ...], wrap: Wrap | Sequence[Wrap] 
         wrap: Wrappers around the denoiser, the first innermost.
 
     Raises:
-        ValueError: The data are tokens, or the noise is paired with data.
-        TypeError: Something else than a model.
+        ValueError: The noise is paired with data.
+        TypeError: Something else than a model, or the data are tokens.
     """
     bare = model.denoiser if isinstance(model, Model) else model
     if not isinstance(bare, Denoiser):
         raise TypeError(f"restore needs a Model or a Denoiser, not {type(model).__name__}; load one by undiffuse.load.")
     if not isinstance(bare.process, GaussianProcess):
-        raise ValueError(
+        raise TypeError(
             "restore works on continuous data and this model's data are tokens, for which the only measurement is "
             "that some are known: use `undiffuse inpaint`, or Known tokens in sample()."
         )

@@ -17,7 +17,7 @@ from undiffuse.process.times import Time
 from undiffuse.sampling.constraints import Constraint
 from undiffuse.sampling.ddim import DDIM
 from undiffuse.sampling.pushed import Pushed
-from undiffuse.tasks.restore.constraints import StateFit
+from undiffuse.tasks.restore.constraints import KnownPixels, StateFit
 from undiffuse.tasks.restore.misfit import LEAST_NORM, mean_variance, misfit_descent
 from undiffuse.tasks.restore.restorer import Problem, Restorer, Solution
 from undiffuse.tasks.restore.walk import grid_of, process_of, walk
@@ -101,12 +101,23 @@ class PiGDMStepRestorer(Pushing):
 
     Args:
         data_var: Variance of one element of the data; 1 as published.
+        replace_known: Replace the known pixels of every answer by y and push the others alone, as the published code
+            does for masks and y without noise.
 
     Source: Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", algorithm 1.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("pinv",)
     data_var: float = 1.0
+    replace_known: bool = False
+
+    def constraints(self, problem: Problem) -> Sequence[Constraint]:
+        """Replace what is known, where asked for."""
+        return [KnownPixels(problem, "own")] if self.replace_known else []
+
+    def check(self, problem: Problem) -> list[str]:
+        """Refuse to replace pixels where there is no mask, and warn of their noise."""
+        return KnownPixels.check(problem) if self.replace_known else []
 
     def direction(self, problem: Problem, steps: int) -> Direction:
         """Return alpha u."""

@@ -162,7 +162,7 @@ class RestoreResult:
         warnings: What people should know about this answer.
         trace: Figures on the way by name; empty where none were kept.
         learned: What was found of the degradation beside x, by name, each (K, B, ...): "kernel" (h, w) of blind-dps,
-            "factor" and "offset" of gdp with light=True; empty where the operator was known.
+            "factor" and "offset" of gdp with light; empty where the operator was known.
     """
 
     samples: Tensor

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from undiffuse.denoisers.mixture import MixtureDenoiser
 from undiffuse.events import Advanced, Finished, Listener, Message, Started, silent
+from undiffuse.guidance.thresholding import Thresholding
 from undiffuse.limits import check_counts
 from undiffuse.models.conditions import fit_conditions
-from undiffuse.models.guided import Wrap
+from undiffuse.models.guided import Wrap, threshold_mode
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.operators.base import Operator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 TASK = "restore"
 _MISSED = 3.0  # times the noise, beyond which answers do not explain the measurement
+_DECODED = 1 << 20  # values of data that are decoded at once
 _APART = 1 << 20  # more than the samples of any image, so that sample k of image b is always the same
 
 
@@ -48,6 +51,7 @@ def restore(
     x_init: Tensor | None = None,
     cond: dict[str, Any] | None = None,
     wrap: Wrap | Sequence[Wrap] | None = None,
+    threshold: Literal["static", "dynamic", "none"] | None = None,
     data_var: float | None = None,
     tile: int | None = None,
     overlap: int | None = None,
@@ -80,6 +84,8 @@ def restore(
         x_init: That rough answer (B, *operator.in_shape), or the start of methods that improve one; None: A^+ y.
         cond: Conditions of the prior, as for `Model.sample`, one or one per image.
         wrap: Wrappers around the prior, the first innermost.
+        threshold: Bounds every answer of the prior to [-1, 1], before it is corrected, as `Model.sample` has it; of
+            tiles, "dynamic" counts each by itself. None: no bounds.
         data_var: Variance of one element of the data; None: exact or measured, where a method uses it.
         tile, overlap: Of pictures larger than the model's, in pixels; None: the model's size, and a quarter of it. 0:
             ask the network about the whole picture.
@@ -90,13 +96,13 @@ def restore(
 
     Raises:
         ValueError: What was given does not fit together; the message says what would.
-        TypeError: Not a model.
+        TypeError: Not a model, or one of tokens.
     """
     check_counts(samples=samples, batch_size=batch_size, steps=steps, budget=budget)
     check_counts(0, tile=tile, overlap=overlap)
     if not 0 < start <= 1:
         raise ValueError(f"start={start} is outside of (0, 1].")
-    prior = prior_of(model, operator.in_shape, wrap)
+    prior = prior_of(model, operator.in_shape, _wraps(model, wrap, threshold))
     fitted = fit(prior, y, operator, noise_std, noise, tile, overlap)
     choice, restorer = _method(method, options or {}, fitted, budget)
     check_needs(choice.method, restorer.needs, fitted.operator)
@@ -113,6 +119,21 @@ def restore(
     for text in missed:
         listener(Message(TASK, text, "warning"))
     return replace(result, warnings=(*warned, *missed))
+
+
+def _wraps(model: Any, wrap: Wrap | Sequence[Wrap] | None, threshold: str | None) -> list[Wrap]:
+    """Return the wrappers around the prior, that of the threshold outermost.
+
+    Raises:
+        ValueError: The model's states are not bounded.
+    """
+    wraps: list[Wrap] = [] if wrap is None else [wrap] if callable(wrap) else list(wrap)
+    mode: Any = None if threshold == "none" else threshold
+    if mode is not None:
+        if isinstance(model, Model):
+            threshold_mode(model, mode)  # refuses latents, and data without a range
+        wraps.append(lambda denoiser: Thresholding(denoiser, mode))
+    return wraps
 
 
 def _method(method: str | Restorer, options: dict[str, Any], fitted: Fitted, budget: int | None) -> tuple[Choice, Any]:
@@ -169,16 +190,9 @@ def _problem(
 
 def _first(fitted: Fitted, x: Tensor, count: int) -> Tensor:
     """Return first estimates as states, one per image."""
-    codec, shape = fitted.prior.codec, fitted.prior.shape
-    if codec is not None:
-        x = codec.encode(x.float()).to(x.dtype)
-    elif fitted.window is not None:
-        whole = x.new_zeros(len(x), *shape)
-        whole[(..., *fitted.window)] = x
-        x = whole
-    if tuple(x.shape[1:]) != shape or len(x) not in (1, count):
+    if len(x) not in (1, count):
         raise ValueError(f"x_init has shape {tuple(x.shape)}; expected one or {count} items that the operator takes.")
-    return x.expand(count, *shape)
+    return fitted.states(x).expand(count, *fitted.prior.shape)
 
 
 def _unused_noise(restorer: Restorer, problem: Problem, name: str) -> list[str]:
@@ -255,7 +269,7 @@ def _result(
         ]
     )
     with torch.no_grad():
-        data = torch.cat([fitted.data(part) for part in states.split(64)])
+        data = torch.cat([fitted.data(part) for part in states.split(_together(fitted))])
     bounds = _bounds(fitted, model) if clip is None else clip
     data = data if bounds is None else data.clamp(*bounds)
     x = _by_sample(data, samples).contiguous()
@@ -274,6 +288,11 @@ def _result(
         trace=parts[0].trace if len(parts) == 1 else {},
         learned=learned,
     )
+
+
+def _together(fitted: Fitted) -> int:
+    """Return how many states are decoded at once, for what a decoder keeps is many times the pictures."""
+    return max(1, min(64, _DECODED // prod(fitted.pixels.in_shape)))
 
 
 def _by_sample(rows: Tensor, samples: int) -> Tensor:
