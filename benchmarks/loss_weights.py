@@ -31,7 +31,12 @@ def measure(weight: str, seed: int, steps: int, held_out: int) -> float:
             checkpoint_every=10**9,
             preview_every=0,
             validate_every=0,
-            overrides=["model.width=64", f"objective.weight={weight}", f"data.holdout={held_out}"],
+            overrides=[
+                "model.width=64",
+                "objective.times=uniform",
+                f"objective.weight={weight}",
+                f"data.holdout={held_out}",
+            ],
         )
         training, unseen = split(open_data(SOURCE), held_out)
         found = evaluate(run.model, training, held_out=unseen, n=held_out, metrics=["energy"])

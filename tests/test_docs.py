@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-SHORT = ("train.steps=2", "train.batch_size=8", "train.preview_every=0")
+SHORT = ("train.steps=2", "train.batch_size=8", "train.preview_every=0", "train.validate_items=16")
 SMALL = {
     "unet": ("model.channels=8",),
     "diffusers-unet": ("model.channels=8", "model.groups=4"),

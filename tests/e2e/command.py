@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-TINY = ("model.channels=8", "train.steps=3", "train.batch_size=8", "train.preview_every=0")
+TINY = ("model.channels=8", "train.steps=3", "train.batch_size=8", "train.preview_every=0", "train.validate_items=16")
 TINY_TEXT = ("model.width=16", "model.depth=1", "model.heads=2", "data.length=16", *TINY[1:])
 
 

@@ -402,7 +402,7 @@ def test_a_rescheduled_denoiser_is_the_exact_denoiser_of_the_new_schedule() -> N
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
-@pytest.mark.parametrize("name", ["vp", "rf", "edm", "ddpm"])
+@pytest.mark.parametrize("name", ["rf", "edm", "ddpm"])
 def test_the_prediction_kind_does_not_change_the_samples(name: str, solver: str) -> None:
     process = process_of(name)
     exact, rule = spec_mixture(process), CONTINUOUS_SOLVERS[solver]

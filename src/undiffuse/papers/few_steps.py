@@ -31,7 +31,14 @@ CHANCE = 7e-4  # of the energy distance, for samples of the right law
 MANY = 100  # DDIM steps of the denoiser that the others are measured by
 COUNTS = (1, 2, 4, 8)
 _COUNTED: dict[Points, int] = {"mixture": 3000, "gaussian": 20_000, "digits": 2000}  # samples that a figure is of
-_RECIPE = ("model=mlp", "model.width=128", "model.depth=3", "process.schedule=rf", "process.prediction=v")
+_RECIPE = (
+    "model=mlp",
+    "model.width=128",
+    "model.depth=3",
+    "process.schedule=rf",
+    "process.prediction=v",
+    "objective.times=uniform",
+)
 _TRAINING: dict[str, Any] = {"batch_size": 256, "checkpoint_every": 100_000, "preview_every": 0, "log_every": 500}
 _MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.2]])
 _DEVIATIONS, _SHARES = torch.tensor([0.15, 0.2, 0.1]), torch.tensor([0.3, 0.4, 0.3])
