@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,26 @@ def test_gates_are_a_learned_constant_where_nothing_else_modulates():
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in gated.parameters())
     assert not bool((gated(x)["out"] - hidden).abs().max() < 1e-3)
     torch.testing.assert_close(gated(x)["out"], gated(x, torch.ones(2))["out"])  # and it stays free of time
+
+
+def test_a_network_that_counts_masks_is_one_that_is_told_their_share() -> None:
+    options: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}
+    counting = Transformer(5, 6, counts_masks=True, **options)
+    told = Transformer(5, 6, time_dependent=True, **options)
+    randomise(counting)
+    told.load_state_dict(counting.state_dict())
+    x = torch.tensor([[5, 5, 1, 0], [2, 5, 1, 0], [2, 3, 1, 0]])
+    shares = torch.tensor([0.5, 0.25, 0.0])
+    torch.testing.assert_close(counting(x)["out"], told(x, shares)["out"])
+    assert not torch.allclose(counting(x)["out"], told(x, shares.flip(0))["out"], atol=1e-3)
+    assert not counting.time_dependent
+
+
+@pytest.mark.parametrize("other", [{"states": 5}, {"causal": True}, {"time_dependent": True}])
+def test_masks_are_counted_only_where_there_are_some_and_nothing_else_tells(other: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"states": 6, "width": 16, "depth": 1, "heads": 2, "gated": True, **other}
+    plain, counting = (Transformer(5, counts_masks=counts, **options) for counts in (False, True))
+    assert not counting.counts and plain.state_dict().keys() == counting.state_dict().keys()
 
 
 def test_forward_mode_derivative_in_time():

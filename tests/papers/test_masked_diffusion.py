@@ -42,7 +42,8 @@ def test_the_whole_study_runs():
     assert [row[0] for row in parts["Told the time or not"].rows] == [
         "without time",
         "told the time",
-        "without time and gates",
+        "without time and count",
+        "without time, count, gates",
         "D3PM, without carry-over",
         "the chain",
     ]

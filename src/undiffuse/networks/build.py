@@ -119,6 +119,7 @@ def _transformer(options: TransformerOptions, spec: DataSpec, states: int | None
         causal=options.causal,
         conv_mlp=options.conv_mlp,
         gated=options.gated,
+        counts_masks=options.counts_masks,
         conditions=spec.conditions,
         grid=spec.grid,
         places=(spec.grid or spec.shape) if options.positions == "learned" else (),

@@ -95,6 +95,9 @@ class TransformerOptions:
     causal: bool = option(False, "let tokens see those before them only, for objective=autoregressive")
     conv_mlp: bool = option(False, "convolutions over 3 tokens per axis in place of the feed-forward layers")
     gated: bool = option(False, "begin with closed blocks also without time and condition: small networks learn faster")
+    counts_masks: bool = option(
+        False, "without time: tell the blocks how many of a row's tokens are masks; small networks learn faster"
+    )
     positions: Literal["rope", "learned"] = option(
         "rope", "how tokens know their place: rotary, or learned (by row and column on a grid; the training size only)"
     )

@@ -28,8 +28,8 @@ class Transformer(Backbone):
 
     Positions are rotary, so any length works; tokens on a grid have a position on each of its axes. With `places` they
     are learned instead, and there is one length. Noise level and condition vector modulate every block (adaLN-zero).
-    With neither, a learned constant does where `gated`; else it is a plain pre-norm transformer. Every block attends to
-    the tokens of the condition, where there are any.
+    With neither, the share of masks does where it is counted, or a learned constant where `gated`; else it is a plain
+    pre-norm transformer. Every block attends to the tokens of the condition, where there are any.
 
     Args:
         classes_out: Number of clean tokens K.
@@ -42,6 +42,9 @@ class Transformer(Backbone):
         conv_mlp: Let the feed-forward part of blocks see the neighbours of each token.
         gated: Let blocks begin closed also where neither time nor condition modulates them. A small network on text
             learns faster so, at first.
+        counts_masks: Tell the blocks the share of masks in the row, which a network that is not told the time would
+            have to count; it stays a function of the tokens alone. Without effect where the time is told, where there
+            is no mask, and where causal.
         conditions: Conditions by name; maps are refused.
         grid: Size of the grid that the tokens lie on, row by row; empty where they are a line of any length.
         places: Sizes of learned positions: those of the grid, or the one length of a line. Empty for rotary ones.
@@ -64,6 +67,7 @@ class Transformer(Backbone):
         causal: bool = False,
         conv_mlp: bool = False,
         gated: bool = False,
+        counts_masks: bool = False,
         conditions: Mapping[str, ConditionSpec] | None = None,
         grid: Sequence[int] = (),
         places: Sequence[int] = (),
@@ -77,11 +81,12 @@ class Transformer(Backbone):
         self.states = states
         self.causal = causal
         self.head_dim, self.grid = width // heads, tuple(grid)
-        told = time_dependent or len(self.conditioners) > 0
+        self.counts = counts_masks and states > classes_out and not (time_dependent or causal)
+        told = time_dependent or self.counts or len(self.conditioners) > 0
         context_dim = width if told or gated else None
         self.constant = nn.Parameter(0.4 * torch.randn(1, width)) if gated and not told else None
         token_dim = width if "tokens" in self.conditioners.fields else None
-        self.context = None if context_dim is None else ContextMLP(width, time_dependent=time_dependent)
+        self.context = None if context_dim is None else ContextMLP(width, time_dependent=time_dependent or self.counts)
         self.embedding = nn.Embedding(states, width)
         nn.init.normal_(
             self.embedding.weight, std=0.02
@@ -118,7 +123,7 @@ class Transformer(Backbone):
         if x.ndim != 2 or x.is_floating_point():
             raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; the transformer expects token ids (B, L).")
         cond = self.conditions(cond, x.shape[0])
-        context = self._context(self.noise_level_for(noise_level, *x.shape), cond.vector)
+        context = self._context(self._level(noise_level, x), cond.vector)
         hidden, rotary = self._placed(self.embedding(x), past[0].length if past else 0)
         with nullcontext() if past is None else eager_blocks():  # a memory that grows is not for compiled code
             for index, block in enumerate(self.body):
@@ -145,6 +150,12 @@ class Transformer(Backbone):
     def returns_tokens(self, name: str) -> bool:
         """All blocks do."""
         return True
+
+    def _level(self, noise_level: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the noise level that the blocks are told: the one given, or the share of masks in each row."""
+        if self.counts:
+            return (x >= self.leave.out_features).to(self.leave.weight.dtype).mean(1)
+        return self.noise_level_for(noise_level, *x.shape)
 
     def _placed(self, hidden: Tensor, first: int) -> tuple[Tensor, Rotary | None]:
         """Return tokens (B, L, D) that know their places, and rotary positions where it is those that tell them."""

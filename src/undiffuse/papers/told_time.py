@@ -31,7 +31,8 @@ _STEPS = 500
 _NETWORKS = {
     "without time": (),
     "told the time": ("model.time_dependent=true",),
-    "without time and gates": ("model.gated=false",),
+    "without time and count": ("model.counts_masks=false",),
+    "without time, count, gates": ("model.counts_masks=false", "model.gated=false"),
     "D3PM, without carry-over": (
         "model.time_dependent=true",
         "process.corruption=mask-replace",
@@ -115,8 +116,8 @@ def told_or_not(quick: bool = False, seed: int = 0, device: str = "auto") -> Par
         f"{entropy:.4f} nats per token, {steps} steps of each network, {len(judged)} new sequences. The best answer to "
         "masked tokens does not depend on the time, so all have the entropy for their limit. Excess: what their "
         "bounds have beyond -log p of the same sequences. On the way there a network that is told the time can be "
-        "ahead: the time says how much is masked before the network has learned to count, and its blocks have gates, "
-        "which those of a network without time have where model.gated says so. D3PM's network must learn to repeat "
+        "ahead: the time says how much is masked before the network has learned to count, so the recipe's network is "
+        "told that; and its blocks have gates, which others have where model.gated says so. D3PM's has to repeat "
         f"the tokens that are open; its bound is that of {_LEVELS} levels.",
         columns=("network", "nats per token", "excess", "error"),
         rows=[*rows, ("the chain", f"{entropy:.4f}", "0", "")],
