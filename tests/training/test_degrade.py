@@ -116,8 +116,15 @@ def test_the_network_is_shown_the_state_with_the_given_picture() -> None:
     assert "source" in denoiser.kept_conditions
 
 
-def test_batches_are_functions_of_seed_and_step() -> None:
-    recipe = resolve(Recipe, recipe_layer("restoration"), SMALL | {"data.degrade": "inpaint:random|noise:poisson"})
+@pytest.mark.parametrize(
+    ("degrade", "told"),
+    [
+        ("inpaint:random|noise:poisson", ("source",)),
+        ("downsample:2|noise:gaussian,0..0.2", ("source", "noise_level")),
+    ],
+)
+def test_batches_are_functions_of_seed_and_step(degrade: str, told: tuple[str, ...]) -> None:
+    recipe = resolve(Recipe, recipe_layer("restoration"), SMALL | {"data.degrade": degrade})
     denoiser = build_denoiser(recipe, SPEC)
     objective = make_objective(recipe.objective, denoiser)
     data = TensorDataset(spec=SPEC, data=torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -129,9 +136,10 @@ def test_batches_are_functions_of_seed_and_step() -> None:
     running = stream()
     walked = [running.step(k) for k in range(70)]  # more than a block
     resumed = stream().step(69)
-    assert torch.equal(resumed.cond["source"], walked[69].cond["source"])
     assert torch.equal(resumed.x, walked[69].x)
-    assert not torch.equal(walked[68].cond["source"], walked[69].cond["source"])
+    for name in told:
+        assert torch.equal(resumed.cond[name], walked[69].cond[name])
+        assert not torch.equal(walked[68].cond[name], walked[69].cond[name])
 
 
 def test_a_run_degrades_previews_validates_and_restores(tmp_path: Path) -> None:

@@ -14,16 +14,14 @@ from undiffuse import operators as ops
 from undiffuse.codecs.options import PCAOptions
 from undiffuse.codecs.pca import PatchPCA
 from undiffuse.config import resolve
-from undiffuse.data.dataset import TensorDataset
 from undiffuse.data.options import DataOptions
 from undiffuse.errors import ConfigError
 from undiffuse.models.model import Model
 from undiffuse.noise import KeyedNoise
 from undiffuse.spec import ConditionSpec, DataSpec
-from undiffuse.training.build import build_denoiser, make_objective
-from undiffuse.training.degrade import Degrade, make_transforms, told_spec
+from undiffuse.training.build import build_denoiser
+from undiffuse.training.degrade import Degrade, told_spec
 from undiffuse.training.recipe import Recipe, recipe_layer
-from undiffuse.training.stream import BatchStream
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), range=(0.0, 1.0))
 SMALL = {"model.channels": 8, "model.multipliers": [1], "model.blocks": 1}
@@ -101,24 +99,6 @@ def test_a_condition_of_that_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="'noise_level' of their own"):
         Degrade(RANGE, named)
     Degrade("downsample:2|noise:gaussian,0.05", named)
-
-
-def test_a_run_that_resumes_draws_the_same_levels() -> None:
-    recipe = resolve(Recipe, recipe_layer("restoration"), SMALL | {"data.degrade": RANGE})
-    denoiser = build_denoiser(recipe, SPEC)
-    objective = make_objective(recipe.objective, denoiser)
-    data = TensorDataset(spec=SPEC, data=torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-
-    def stream() -> BatchStream:
-        transforms = make_transforms(recipe.data, SPEC)
-        return BatchStream(data, objective, denoiser, seed=4, batch_size=5, transforms=transforms)
-
-    running = stream()
-    walked = [running.step(k) for k in range(70)]  # more than a block
-    resumed = stream().step(69)
-    for name in ("source", "noise_level"):
-        assert torch.equal(resumed.cond[name], walked[69].cond[name])
-        assert not torch.equal(walked[68].cond[name], walked[69].cond[name])
 
 
 class Heard:
