@@ -222,7 +222,7 @@ def test_frozen_frames_do_not_change_in_a_single_bit(name: str, solver: str) -> 
     stagger = grids["random"]
     stagger[1::2, :, 2:] = stagger[2::2, :, 2:]  # halves of the frames move in turns
     batched = torch.cat([pyramid(6, 4, 2), pyramid(6, 4, -2)], dim=1)  # (K+1, 2, 4): another grid per item
-    for prediction in ("v", "noise", "velocity"):
+    for prediction in ("noise", "velocity"):
         denoiser = NetworkDenoiser(Restless(), process, prediction)  # type: ignore[arg-type]
         for grid in (*grids.values(), batched):
             x = normals(2, 4, 3, seed=1)

@@ -59,8 +59,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return walked
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OF_TOKENS + OF_FLOW_MAPS + ADAPTIVE])
+@pytest.mark.parametrize(
+    ("solver", "guidance"),
+    [(name, 2.0) for name in SOLVERS if name not in OF_TOKENS + OF_FLOW_MAPS + ADAPTIVE]
+    + [(name, 1.0) for name in ("dpm++2m", "heun", "ddpm", "unipc-3", "pc-langevin")],
+)
 def test_solvers_of_continuous_data_do_not_wait(vectors: Model, watched: list[int], solver: str, guidance: float):
     interval = (0.1, 10.0) if guidance != 1 else None
     options = {"updates": 2} if solver == "annealed-langevin" else {}

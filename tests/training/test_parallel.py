@@ -249,6 +249,7 @@ def test_latents_of_two_processes_are_those_of_one(tmp_path: Path, script: Path,
     assert (tmp_path / "two" / "codec.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_what_stops_one_process_stops_all(tmp_path: Path, script: Path):
     with locked(tmp_path):
         done = launch(script, tmp_path)
