@@ -109,7 +109,7 @@ def test_a_network_that_counts_masks_is_one_that_is_told_their_share() -> None:
     told = Transformer(5, 6, time_dependent=True, **options)
     randomise(counting)
     told.load_state_dict(counting.state_dict())
-    x = torch.tensor([[5, 5, 1, 0], [2, 5, 1, 0], [2, 3, 1, 0]])
+    x = torch.tensor([[5, 5, 4, 0], [2, 5, 4, 0], [2, 3, 4, 0]])
     shares = torch.tensor([0.5, 0.25, 0.0])
     torch.testing.assert_close(counting(x)["out"], told(x, shares)["out"])
     assert not torch.allclose(counting(x)["out"], told(x, shares.flip(0))["out"], atol=1e-3)

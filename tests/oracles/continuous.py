@@ -29,6 +29,7 @@ CONTINUOUS_SOLVERS: dict[str, Solver] = {
     "heun": make_solver("heun"),
     "edm-heun": make_solver("edm-heun"),
     "edm-heun churn": make_solver("edm-heun", churn=4.0),
+    "tcd": make_solver("tcd"),
     "dpm++2m": make_solver("dpm++2m"),
     "sde-dpm++2m": make_solver("sde-dpm++2m"),
     "sde-dpm++2m heun": make_solver("sde-dpm++2m", variant="heun", tau=0.6),
