@@ -102,9 +102,11 @@ def train(
 
 
 def _result(run: Run, report: Path) -> dict[str, Any]:
+    from undiffuse.models.folder import weights_of
+
     return {
         "folder": run.folder,
-        "model": run.folder / "model.safetensors",
+        "model": weights_of(run.folder),
         "report": report,
         "steps": run.step,
         "finished": run.finished,

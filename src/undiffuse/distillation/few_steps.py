@@ -20,6 +20,7 @@ from undiffuse.events import Listener, silent
 from undiffuse.models import Model, load
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.build import build_network
+from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.options import GaussianOptions
 from undiffuse.process.registry import make_schedule
@@ -212,7 +213,7 @@ def _student(teacher: Model, network: NetworkDenoiser, recipe: Recipe, place: st
             f"starts from its weights; leave it out."
         )
     spec = network.spec
-    assert spec is not None
+    assert spec is not None and not isinstance(recipe.model, PretrainedNetworkOptions)
     process = GaussianProcess(schedule, _source(network, recipe.objective))
     fresh = build_network(recipe.model, spec, seed=recipe.train.seed)
     own = NetworkDenoiser(fresh, process, network.prediction, spec=spec, data_std=network.data_std)

@@ -9,8 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from undiffuse.codecs.build import codec_from_json, codec_to_json
 from undiffuse.codecs.codec import Codec
 from undiffuse.codecs.quantised import TokenCodec
@@ -69,7 +67,7 @@ def _load(name: str | Path, options: dict[str, Any]) -> Model:
     _check_folder(folder)
     config = read_config(folder / CONFIG)
     if config.get("kind") == "pretrained":
-        return _load_reference(config)
+        return _load_reference(config, folder)
     if config.get("kind") == "codec":
         raise CheckpointError(
             f"{folder} is a codec without a denoiser; train one on its latents: undiffuse train DATA recipe=vq-image "
@@ -90,11 +88,11 @@ def _load(name: str | Path, options: dict[str, Any]) -> Model:
     return Model(denoiser.eval(), spec, config.get("defaults"), config.get("info"), codec)
 
 
-def _load_reference(config: dict[str, Any]) -> Model:
-    """Load the pipeline that a saved model refers to, with the defaults that were saved."""
+def _load_reference(config: dict[str, Any], folder: Path) -> Model:
+    """Load the pipeline that a saved model refers to, with the defaults that were saved and what was trained since."""
     from undiffuse.pretrained.reference import referred
 
-    source, options = referred(config)
+    source, options = referred(config, folder)
     model = _load(source, options)
     found = {"source": str(source), "load": options}  # as absolute paths, for the reference may lie anywhere
     model.defaults, model.info = dict(config["defaults"]), {**config["info"], **found}
@@ -104,7 +102,7 @@ def _load_reference(config: dict[str, Any]) -> Model:
 def save_model(model: Model, folder: Path) -> Path:
     """Write the three files, each whole or not at all; the weights first.
 
-    Of a pipeline of diffusers only a reference is written, by path and hash.
+    Of a pipeline of diffusers only a reference is written, by path and hash, and beside it what was trained since.
 
     Raises:
         TypeError: The denoiser is wrapped or its network was built by hand.
@@ -112,17 +110,17 @@ def save_model(model: Model, folder: Path) -> Path:
     """
     from undiffuse.pretrained.reference import reference_to_json
 
-    refers = "pipeline" in model.info and "source" in model.info
+    refers, tuned = "pipeline" in model.info and "source" in model.info, getattr(model.module, "tuned", {})
     facts = {
         "spec": model.spec.to_json(),
-        **(reference_to_json(model.info) if refers else denoiser_to_json(model.module)),
+        **(reference_to_json(model.info, tuned) if refers else denoiser_to_json(model.module)),
         "defaults": model.defaults,
         "info": model.info,
         "codec": codec_to_json(model.codec) if model.codec and not refers else None,
     }
-    parts: dict[str, nn.Module] = {WEIGHTS: model.module, **({CODEC: model.codec} if model.codec else {})}
+    parts = {part: held.state_dict() for part, held in ((WEIGHTS, model.module), (CODEC, model.codec)) if held}
     kind = "flow-map" if isinstance(model.module, FlowMap) else "denoiser"
-    write_folder(folder, kind, facts, {} if refers else parts, _card(model))
+    write_folder(folder, kind, facts, tuned if refers else parts, _card(model))
     return folder
 
 

@@ -26,7 +26,7 @@ def save_codec(codec: Codec, folder: str | Path, info: dict[str, Any] | None = N
     """
     folder = Path(folder)
     facts = {"spec": codec.data.to_json(), "codec": codec_to_json(codec), "info": info or {}}
-    write_folder(folder, "codec", facts, {CODEC: codec}, _card(codec))
+    write_folder(folder, "codec", facts, {CODEC: codec.state_dict()}, _card(codec))
     return folder
 
 

@@ -35,7 +35,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _name_co
 
 
 def write_folder(
-    folder: Path, kind: str, facts: Mapping[str, Any], parts: Mapping[str, nn.Module], card: list[str]
+    folder: Path, kind: str, facts: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]], card: list[str]
 ) -> None:
     """Write a folder, its files each whole or not at all; the weights first.
 
@@ -43,7 +43,7 @@ def write_folder(
         folder: Made where it is missing.
         kind: What it holds: "denoiser", "flow-map" or "codec".
         facts: What else `config.json` says, plain JSON.
-        parts: Name of a file -> whose tensors it holds.
+        parts: Name of a file -> the tensors it holds.
         card: Lines of the README.md.
 
     Raises:
@@ -71,11 +71,20 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     write_whole(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def save_tensors(module: nn.Module, path: Path) -> None:
-    """Write the tensors of a module as safetensors, whole or not at all."""
+def weights_of(folder: Path) -> Path:
+    """Return the file with the weights of a model's folder, which for a tuned pipeline is named as diffusers does."""
+    try:
+        tuned = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("tuned")
+    except (OSError, ValueError, AttributeError):
+        tuned = None
+    return folder / (tuned[0] if tuned else WEIGHTS)
+
+
+def save_tensors(named: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, whole or not at all."""
     from safetensors.torch import save_file
 
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
     write_whole(path, partial(save_file, tensors, metadata={"format": "pt"}))
 
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from undiffuse.limits import at_least_one, share_below_one
+from undiffuse.limits import at_least_one, not_negative, share_below_one
 from undiffuse.words import option
 
 
@@ -218,6 +218,26 @@ class DiffusersDiTOptions:
                 f"multiple of {4 * self.heads}."
             )
         check_settings(self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedNetworkOptions:
+    """The network of a pipeline of diffusers that reads prompts, which train.init names; tuned by a LoRA or whole."""
+
+    kind: Literal["pretrained"] = option("pretrained", "the network's kind")
+    rank: int = option(16, "of the LoRA; 0 trains all weights instead")
+    targets: tuple[str, ...] = option(
+        ("to_q", "to_k", "to_v", "to_out.0"), "LoRA: layers that get one, by the end of their names"
+    )
+    dtype: Literal["float32", "bfloat16"] = option("float32", "LoRA: of all weights that stay as they are")
+    prompt: str = option("a photo of {label}", "prompt of items without a caption; {label} is the name of their class")
+
+    def __post_init__(self) -> None:
+        not_negative(self, "rank")
+        if self.rank and not self.targets:
+            raise ValueError(f"rank={self.rank} but targets is empty; name layers, such as to_q, or set rank=0.")
+        if not self.rank and self.dtype != "float32":
+            raise ValueError(f"rank=0 trains all weights, and in {self.dtype} small changes are lost; use float32.")
 
 
 def check_settings(text: str) -> dict[str, Any]:

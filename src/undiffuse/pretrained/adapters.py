@@ -1,4 +1,4 @@
-"""What is done to a pipeline after it was read: LoRA weights, slices, devices. diffusers and peft do it."""
+"""What is done to a pipeline after it was read: other weights, LoRA, slices, devices. diffusers and peft do it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from undiffuse.errors import CheckpointError
-from undiffuse.models.folder import read_tensors
+from undiffuse.models.folder import fill, read_tensors
 from undiffuse.pretrained.options import PretrainedOptions
 
 _ADAPTER_CONFIG = "adapter_config.json"
-_USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and peft call them
+LORA_FILE, NETWORK_FILE = "pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors"  # of diffusers
+_USUAL = (LORA_FILE, "adapter_model.safetensors")  # the second is what peft calls it
 _PEFT = "base_model.model."  # before the names of a network in peft's own files
 
 
@@ -40,13 +41,13 @@ def check_plain(options: PretrainedOptions, what: str) -> None:
     Raises:
         ValueError: An adapter, offloading or slices, for a network alone.
     """
-    for name in ("lora", "offload", "slicing"):
+    for name in ("network", "lora", "offload", "slicing"):
         if getattr(options, name) != getattr(PretrainedOptions(), name):
             raise ValueError(f"{name} is an option of whole pipelines; {what} is a network alone. Leave it out.")
 
 
 def adapt(pipe: Any, part: str, options: PretrainedOptions) -> None:
-    """Pass on what diffusers does to a pipeline: adapters, slicing, devices.
+    """Put other weights into a pipeline, and pass on what diffusers does to it: adapters, slicing, devices.
 
     Args:
         pipe: The pipeline, changed in place.
@@ -54,8 +55,10 @@ def adapt(pipe: Any, part: str, options: PretrainedOptions) -> None:
         options: What is asked for.
 
     Raises:
-        CheckpointError: The LoRA weights cannot be read, or fit nothing in the pipeline.
+        CheckpointError: The weights cannot be read, or do not fit the pipeline.
     """
+    if options.network:
+        replace_network(getattr(pipe, part), options.network)
     if options.lora:
         add_lora(pipe, part, options.lora, options.lora_scale)
     if options.slicing:
@@ -68,6 +71,25 @@ def adapt(pipe: Any, part: str, options: PretrainedOptions) -> None:
         offload(**device)
     elif options.device is not None:
         pipe.to(options.device)
+
+
+def replace_network(network: Any, name: str) -> None:
+    """Put other weights into a network.
+
+    Args:
+        network: Changed in place.
+        name: A safetensors file, or the folder of one, as diffusers writes it.
+
+    Raises:
+        CheckpointError: There is no such file, or it is of another network.
+    """
+    path = Path(name).expanduser()
+    path = path / NETWORK_FILE if path.is_dir() else path
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"network={name} is no safetensors file, nor a folder with {NETWORK_FILE} whole; pickles are refused."
+        )
+    fill(network, path)
 
 
 def add_lora(pipe: Any, part: str, lora: str, scale: float) -> None:

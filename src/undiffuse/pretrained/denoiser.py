@@ -24,6 +24,9 @@ class DiffusersDenoiser(TimestepDenoiser):
         spec: What one state is.
         total: Training steps, of the straight line.
         held: The pipeline, or the network alone, as diffusers has it; to be written back.
+
+    Attributes:
+        tuned: Weights that were trained since: name of their file -> tensors. `Model.save` writes them.
     """
 
     backbone: DiffusersNetwork
@@ -43,6 +46,7 @@ class DiffusersDenoiser(TimestepDenoiser):
         super().__init__(backbone, process, prediction, spec=spec, data_std=data_std, total=total)
         self.reader = reader
         self.held = [held]  # in a list, for it is no part of this module
+        self.tuned: dict[str, dict[str, Tensor]] = {}
 
     def embed(
         self, cond: dict[str, Tensor] | None, batch: int, drop: dict[str, Tensor] | None = None

@@ -89,6 +89,17 @@ def fetch(name: str) -> Path:
         ) from error
 
 
+def local_folder(name: str) -> Path:
+    """Return a folder, or where a model of the hub was fetched to.
+
+    Raises:
+        CheckpointError: It cannot be fetched.
+    """
+    folder = Path(name).expanduser()
+    on_hub = None if folder.exists() else hub_id(name)
+    return folder if on_hub is None else fetch(on_hub)
+
+
 def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """Return the configurations of a model's network and scheduler, and the pipeline's folder where it has a codec.
 
@@ -98,9 +109,7 @@ def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     Raises:
         CheckpointError: It cannot be read, or its class is unknown.
     """
-    folder = Path(name).expanduser()
-    on_hub = None if folder.exists() else hub_id(name)
-    folder = folder if on_hub is None else fetch(on_hub)
+    folder = local_folder(name)
     if not (folder / INDEX).is_file():
         places = (folder / _SCHEDULE, folder.parent / "scheduler" / _SCHEDULE)
         return read_json(folder / _CONFIG), _scheduler_config(folder, PretrainedOptions(), *places), None
@@ -109,6 +118,18 @@ def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     family = FAMILIES[str(kind)]
     scheduler = read_json(folder / "scheduler" / _SCHEDULE)
     return read_json(folder / family.part / _CONFIG), scheduler, folder if family.latent else None
+
+
+def reads_prompts(name: str) -> bool:
+    """Whether a name means a pipeline of diffusers that reads prompts."""
+    index = local_folder(name) / INDEX
+    family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
+    return family is not None and family.reader is not None
+
+
+def part_of(folder: Path) -> str:
+    """Return the name of the network in the folder of a known pipeline."""
+    return FAMILIES[str(read_json(folder / INDEX)["_class_name"])].part
 
 
 def load_diffusers(folder: Path, options: PretrainedOptions) -> Model:
@@ -273,7 +294,7 @@ def _assemble(
 def _said(options: PretrainedOptions) -> dict[str, Any]:
     """Return the options that change what a model says, as plain JSON types; not those of where and how it runs."""
     plain = PretrainedOptions()
-    names = ("dtype", "lora", "lora_scale", "scheduler", "size")
+    names = ("dtype", "network", "lora", "lora_scale", "scheduler", "size")
     said = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(plain, name)}
     return {name: str(value) if isinstance(value, Path | torch.dtype) else value for name, value in said.items()}
 

@@ -21,6 +21,7 @@ class PretrainedOptions:
         offload: Keep on the accelerator only the part that runs ("model") or the layer ("sequential"); by accelerate.
         compile: Compile the network in place.
         slicing: Compute attention, and the decoder's batch, slice by slice: slower, less memory.
+        network: Safetensors file, or the folder of one, with other weights of the network than the folder's.
         lora: Folder or file of LoRA weights (safetensors), read by diffusers' own loader and added to the weights;
             needs peft.
         lora_scale: How much of it; 0 is none.
@@ -37,6 +38,7 @@ class PretrainedOptions:
     offload: Offload = "none"
     compile: bool = False
     slicing: bool = False
+    network: str = ""
     lora: str = ""
     lora_scale: float = 1.0
     scheduler: Any = None

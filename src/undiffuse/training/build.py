@@ -11,11 +11,13 @@ from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.denoisers.shift import SOURCE
-from undiffuse.denoisers.timestep import network_denoiser
+from undiffuse.denoisers.timestep import check_countable, network_denoiser
 from undiffuse.distillation.build import make_flow_map_objective, make_student
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError
 from undiffuse.networks.build import build_network
+from undiffuse.networks.options import PretrainedNetworkOptions
+from undiffuse.pretrained.tuning import tuned_denoiser
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.keep import make_keep
@@ -69,6 +71,8 @@ def build_denoiser(
         raise ConfigError(f"process={recipe.process.kind} does not fit {spec.noun}; use recipe {recipe_name}.")
     spec = spec if told else told_spec(spec, recipe.data)
     process = make_process(recipe.process, spec)
+    if isinstance(recipe.model, PretrainedNetworkOptions):
+        return _tuned(recipe, recipe.model, process, spec)
     states = process.states if isinstance(process, CategoricalProcess) else None
     try:
         variance = isinstance(recipe.objective, DenoisingOptions) and recipe.objective.learn_variance
@@ -96,6 +100,19 @@ def build_denoiser(
     if isinstance(recipe.objective, FlowMapOptions):
         return make_student(denoiser, recipe.objective, recipe.train.seed)
     return denoiser
+
+
+def _tuned(
+    recipe: Recipe, options: PretrainedNetworkOptions, process: GaussianProcess | CategoricalProcess, spec: DataSpec
+) -> NetworkDenoiser:
+    """Load the network of a pipeline and make it ready for training."""
+    assert isinstance(process, GaussianProcess) and isinstance(recipe.process, GaussianOptions) and recipe.train.init
+    predicted = recipe.process.prediction
+    try:
+        check_countable(process, predicted)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return tuned_denoiser(recipe.train.init, process, predicted, spec=spec, options=options, seed=recipe.train.seed)
 
 
 def make_objective(options: ObjectiveOptions, denoiser: Trained, steps: int = 1) -> Objective:

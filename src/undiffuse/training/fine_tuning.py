@@ -11,6 +11,7 @@ from undiffuse.errors import CheckpointError
 from undiffuse.models import load
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.inflation import fill_inflated, has_temporal
+from undiffuse.pretrained.loading import is_diffusers
 from undiffuse.spec import DataSpec
 from undiffuse.training.objectives import Trained
 from undiffuse.training.starting import fit_labels
@@ -29,6 +30,11 @@ def start_from(denoiser: Trained, name: str) -> None:
         CheckpointError: There is no such model, or its network is another.
     """
     model = load(name)
+    if "pipeline" in model.info and not is_diffusers(name):
+        raise CheckpointError(
+            f"train.init={name} refers to {model.info['source']}; begin with that, or with a pipeline that has the "
+            f"tuned weights: undiffuse convert {name} OUT."
+        )
     _check_tokens(denoiser.spec, model.state_spec, name)
     take_weights(denoiser, model.module, name)
 

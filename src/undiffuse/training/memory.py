@@ -16,6 +16,8 @@ from undiffuse.data import Dataset
 from undiffuse.data.memory import free_bytes
 from undiffuse.errors import TrainingError
 from undiffuse.networks.build import build_network
+from undiffuse.networks.options import PretrainedNetworkOptions
+from undiffuse.pretrained.tuning import tuned_size
 from undiffuse.process.options import CategoricalOptions
 from undiffuse.spec import DataSpec
 from undiffuse.training.degrade import told_spec
@@ -43,6 +45,8 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1, *, told: bool 
     the weights and of what belongs to them, and beside it, at worst, the whole network once gathered and once averaged.
     `told` says that `spec` has the conditions that `recipe.data` adds already, as that of latents does.
     """
+    if isinstance(recipe.model, PretrainedNetworkOptions):
+        return _tuned(recipe, recipe.model)
     own_rows = max(1, recipe.train.batch_size // processes)
     rows = max(1, own_rows // recipe.train.accumulate)
     spec = spec if told else told_spec(spec, recipe.data)
@@ -53,11 +57,22 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1, *, told: bool 
         parameters = sum(p.numel() for p in network.parameters())
         kept = _saved_bytes(network, _inputs(spec, rows), torch.zeros(rows))
     share = 0.5 if recipe.train.precision == "bfloat16" else 1.0
-    copies: float = 4 + len(recipe.train.ema) + (recipe.train.ema_every > 1) + getattr(recipe.objective, "copies", 0)
+    copies = _copies(recipe)
     if recipe.train.shard and processes > 1:
         copies = copies / processes + 2
     block = _BLOCK_BYTES * block_elements(spec, own_rows)
     return Footprint(parameters, int(4 * parameters * copies + _BACKWARD_SHARE * share * kept) + block)
+
+
+def _copies(recipe: Recipe) -> float:
+    """Return how often training holds a parameter: itself, its gradient, two moments, averages."""
+    return 4 + len(recipe.train.ema) + (recipe.train.ema_every > 1) + getattr(recipe.objective, "copies", 0)
+
+
+def _tuned(recipe: Recipe, options: PretrainedNetworkOptions) -> Footprint:
+    """Return the footprint of a pipeline's network, without what a forward pass keeps."""
+    trained, others = tuned_size(str(recipe.train.init), options)
+    return Footprint(trained, int(4 * trained * _copies(recipe)) + others)
 
 
 def require_training_memory(need: Footprint, device: torch.device) -> None:

@@ -173,7 +173,9 @@ class TrainOptions:
     compile: bool = option(False, "compile the network's blocks: minutes at the start, then faster steps")
     device: str = option("auto", "auto, cpu, cuda, cuda:1")
     shard: bool = option(False, "several processes: each keeps a slice of the network (FSDP2) instead of all of it")
-    init: str | None = option(None, "model whose weights start the run (fine-tuning); none: fresh weights")
+    init: str | None = option(
+        None, "model whose weights start the run (fine-tuning), ours or of diffusers; none: fresh weights"
+    )
     seed: int = option(0, "seed of weights, order and noise")
     log_every: int = option(50, "steps per line of log.jsonl")
     checkpoint_every: int = option(1000, "steps between checkpoints")

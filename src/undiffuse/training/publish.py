@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undiffuse.codecs.codec import Codec
+from undiffuse.codecs.pretrained import PretrainedCodec
 from undiffuse.config import to_dict
 from undiffuse.data.dataset import Dataset
 from undiffuse.data.pairs import SOURCE
@@ -21,8 +22,12 @@ from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.images import curves, film_strips, image_grid, movie_grid, slices, write_image, write_movie
 from undiffuse.models import Model
 from undiffuse.models.conditions import class_turns
+from undiffuse.models.folder import CONFIG, weights_of
+from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.noise import KeyedNoise
+from undiffuse.pretrained.tuning import TunedDenoiser
 from undiffuse.sampling.flow_map import default_solver
+from undiffuse.sampling.options import SampleOptions
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.degrade import NOISE_LEVEL, TASK, make_degrade
@@ -56,8 +61,8 @@ class Publisher:
     def published(self) -> int | None:
         """Return the step of the model in the folder; None where there is none, or none that is whole."""
         try:
-            info = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["info"]
-            return info["step"] if (self.folder / "model.safetensors").is_file() else None
+            info = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))["info"]
+            return info["step"] if weights_of(self.folder).is_file() else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -72,7 +77,7 @@ class Publisher:
         spec = model.spec
         if spec.kind == "vector":
             return None
-        samples = model.sample(self.recipe.train.previews, seed=_PREVIEW_SEED, cond=self._labels(spec))
+        samples = model.sample(self.recipe.train.previews, seed=_PREVIEW_SEED, cond=self._asked(denoiser, spec))
         path = self.folder / "samples" / f"step-{step:08d}"
         with disk_errors("preview", self.folder):
             path.parent.mkdir(exist_ok=True)
@@ -89,31 +94,50 @@ class Publisher:
             write_movie(path.with_suffix(".gif"), movie_grid(samples, _bounds(samples, spec)), spec.rate)
         return path.with_suffix(".png")
 
-    def _labels(self, spec: DataSpec) -> dict[str, Any] | None:
+    def _asked(self, denoiser: Trained, spec: DataSpec) -> dict[str, Any] | None:
+        if isinstance(denoiser, TunedDenoiser):
+            return dict(denoiser.prompted(self.given, self.recipe.train.previews))
         return {**class_turns(spec, self.recipe.train.previews), **self.given} or None
 
     def _wrap(self, denoiser: Trained, step: int) -> Model:
         chosen = {key: value for key, value in asdict(self.recipe.sample).items() if value is not None}
+        if isinstance(denoiser, TunedDenoiser):
+            return self._tuned(denoiser, chosen, step)
         if isinstance(denoiser, FlowMap):
             steps = self.recipe.objective.default_steps if isinstance(self.recipe.objective, FlowMapOptions) else 1
             chosen = {"solver": default_solver(denoiser), "steps": steps, "grid": "t"} | chosen
         assert denoiser.spec is not None
-        made_by = {
+        return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, self._facts(step), self.codec)
+
+    def _tuned(self, denoiser: TunedDenoiser, chosen: dict[str, Any], step: int) -> Model:
+        """Return the pipeline with other weights, which samples as before where the recipe says nothing else."""
+        usual, theirs = asdict(SampleOptions()), denoiser.pipeline
+        said = {key: value for key, value in chosen.items() if value != usual[key]}
+        info = theirs.info | self._facts(step)
+        assert isinstance(self.codec, PretrainedCodec) and isinstance(self.codec.network, nn.Module)
+        codec = PretrainedCodec(theirs.spec, self.codec.options, self.codec.network)
+        return Model(denoiser.as_loaded(), theirs.spec, theirs.defaults | said, info, codec)
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        return {
             "step": step,
             "seed": self.recipe.train.seed,
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             "recipe": to_dict(self.recipe),
         }
-        return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, made_by, self.codec)
 
 
-def shown_pictures(recipe: Recipe, dataset: Dataset) -> dict[str, Tensor]:
-    """Return the pictures that previews restore, of the first items; empty where the model restores none."""
+def shown_conditions(recipe: Recipe, dataset: Dataset) -> dict[str, Tensor]:
+    """Return what previews are given, of the first items: pictures to restore, or what a prompt is made of; empty where
+    the model reads neither."""
     degrade = make_degrade(recipe.data, dataset.spec)
-    if degrade is None and getattr(recipe.process, "start", "noise") == "noise":
+    prompted = isinstance(recipe.model, PretrainedNetworkOptions)
+    if degrade is None and not prompted and getattr(recipe.process, "start", "noise") == "noise":
         return {}
     positions = torch.arange(recipe.train.previews) % len(dataset)
     batch = dataset.batch(positions)
+    if prompted:
+        return dict(batch["cond"])
     if degrade is not None:
         batch = degrade(batch, KeyedNoise(0, positions))
     shown = {name: value for name, value in batch["cond"].items() if name in (SOURCE, TASK, NOISE_LEVEL)}

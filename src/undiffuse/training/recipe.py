@@ -35,6 +35,7 @@ from undiffuse.networks.options import (
     DiffusersUNetOptions,
     DiTOptions,
     MLPOptions,
+    PretrainedNetworkOptions,
     TransformerOptions,
     UNetOptions,
 )
@@ -74,7 +75,15 @@ RECIPES = (
 _PATHS = frozenset({"data.source", "data.pair", "data.tokenizer", "train.init", "codec.path", "objective.teacher"})
 
 
-_CONTINUOUS = (UNetOptions, DiTOptions, MLPOptions, DiffusersUNetOptions, DiffusersDiTOptions)  # networks of numbers
+_CONTINUOUS = (
+    UNetOptions,
+    DiTOptions,
+    MLPOptions,
+    DiffusersUNetOptions,
+    DiffusersDiTOptions,
+    PretrainedNetworkOptions,
+)
+"""Networks of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +94,15 @@ class Recipe:
     codec: NoCodecOptions | PCAOptions | AutoencoderOptions | VQOptions | PretrainedCodecOptions = field(
         default_factory=NoCodecOptions, metadata={"help": "what turns data into the latents to train on"}
     )
-    model: UNetOptions | DiTOptions | MLPOptions | TransformerOptions | DiffusersUNetOptions | DiffusersDiTOptions = (
-        field(default_factory=UNetOptions, metadata={"help": "the network"})
-    )
+    model: (
+        UNetOptions
+        | DiTOptions
+        | MLPOptions
+        | TransformerOptions
+        | DiffusersUNetOptions
+        | DiffusersDiTOptions
+        | PretrainedNetworkOptions
+    ) = field(default_factory=UNetOptions, metadata={"help": "the network"})
     process: GaussianOptions | CategoricalOptions = field(
         default_factory=GaussianOptions, metadata={"help": "how data turns into noise"}
     )
@@ -127,6 +142,7 @@ class Recipe:
         if isinstance(self.objective, FlowMapOptions) and self.train.shard:
             raise ValueError(f"objective={self.objective.kind} copies the network, which train.shard cuts; unset it.")
         self._check_tuning()
+        self._check_pretrained()
         if self.codec.kind in (("pca", "autoencoder") if tokens else ("vq",)):
             raise ValueError(
                 f"codec={self.codec.kind} makes {'numbers' if tokens else 'tokens'}, on which "
@@ -153,6 +169,22 @@ class Recipe:
             )
         if self.codec.kind != "none":
             raise ValueError("objective=mmd takes the codec of the model it tunes; use undiffuse accelerate MODEL.")
+
+    def _check_pretrained(self) -> None:
+        """The network of a pipeline is trained as the denoiser that it is, in its own latents."""
+        if not isinstance(self.model, PretrainedNetworkOptions):
+            return
+        if not self.train.init or self.codec.kind != "pretrained":
+            raise ValueError(
+                "model=pretrained tunes a pipeline of diffusers with prompts, in its latents; name it "
+                "(train.init=FOLDER), and the rest follows."
+            )
+        if self.train.shard:
+            raise ValueError("train.shard=true was not made to work with model=pretrained; leave it out.")
+        if not isinstance(self.objective, DenoisingOptions):
+            raise ValueError(
+                f"objective={self.objective.kind} does not train model=pretrained; tune it by objective=denoising."
+            )
 
     def _check_causal(self) -> None:
         """A causal network is trained by its likelihood and by nothing else."""

@@ -21,6 +21,7 @@ from undiffuse.data.holdout import usual_holdout
 from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
+from undiffuse.pretrained.tuning import TunedDenoiser
 from undiffuse.training.build import build_denoiser, make_objective
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.degrade import make_transforms
@@ -35,7 +36,7 @@ from undiffuse.training.memory import place_data, require_training_memory
 from undiffuse.training.objectives import Objective, Trained
 from undiffuse.training.options import TrainOptions
 from undiffuse.training.planning import Plan, plan
-from undiffuse.training.publish import Publisher, shown_pictures
+from undiffuse.training.publish import Publisher, shown_conditions
 from undiffuse.training.recipe import RECIPES, Recipe, choose_recipe, override_layers, recipe_layer
 from undiffuse.training.starting import recipe_of
 from undiffuse.training.trackers import require_trackers
@@ -182,7 +183,7 @@ def _carry_out(
             listener(Message(_TASK, changed_length))
         _announce(folder, prepared, devices, listener)
         require_training_memory(prepared.plan.footprint, devices.device)
-    shown = shown_pictures(recipe, prepared.held_out or prepared.training)  # before latents take their place
+    shown = shown_conditions(recipe, prepared.held_out or prepared.training)  # before latents take their place
     ready = _on_latents(folder, prepared, devices, listener)
     if ready is None:
         return Run(folder, 0, False, ())
@@ -285,7 +286,7 @@ def _train_into(
     if denoiser is None:
         spec = codec.latent if codec else prepared.training.spec
         denoiser = build_denoiser(recipe, spec, told=codec is not None)
-        if recipe.train.init and not checkpoints_in(folder / CHECKPOINTS):
+        if recipe.train.init and not isinstance(denoiser, TunedDenoiser) and not checkpoints_in(folder / CHECKPOINTS):
             start_from(denoiser, recipe.train.init)
     objective: Objective
     transforms = make_transforms(recipe.data, prepared.training.spec, codec)

@@ -15,7 +15,7 @@ from undiffuse.errors import CheckpointError, PlanError
 from undiffuse.networks.diffusers_build import options_of
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
 from undiffuse.pretrained.files import read_json
-from undiffuse.pretrained.loading import configs_of, is_diffusers
+from undiffuse.pretrained.loading import configs_of, is_diffusers, reads_prompts
 from undiffuse.process.schedules import RectifiedFlowSchedule
 from undiffuse.process.tables import cosine_table_schedule, ddpm_schedule, scaled_linear_schedule
 
@@ -29,6 +29,11 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "scaled-linear": scaled_linear_schedule,
     "cosine-table": cosine_table_schedule,
 }
+
+
+_PROMPTED = {"steps": 1000, "batch_size": 4, "lr": 1e-4, "warmup": 50, "checkpoint_every": 250, "preview_every": 250}
+_PROMPTED |= {"previews": 4}
+"""Of a LoRA, as such are usually trained: large networks, few pictures."""
 
 
 def recipe_of(name: str | None) -> dict[str, Any]:
@@ -45,15 +50,19 @@ def recipe_of(name: str | None) -> dict[str, Any]:
     from undiffuse.sampling.diffusers_setup import from_diffusers
 
     network, scheduler, latent = configs_of(name)
+    prompted = reads_prompts(name)
     try:
-        model, setup = options_of(network), from_diffusers(scheduler, mu=0.0)
+        model = {"kind": "pretrained"} if prompted else asdict(options_of(network))
+        setup = from_diffusers(scheduler, mu=0.0)
         process = {"kind": "gaussian", "prediction": setup.prediction, **_schedule(setup)}
     except (ValueError, PlanError) as error:
         raise CheckpointError(
             f"train.init={name} cannot be tuned here: {error}. What is tuned are the networks of DDPM, DDIM and DiT "
-            f"pipelines; train a LoRA for others where they come from, and load it with lora=FILE."
+            f"pipelines and of those with prompts, on the noise levels that they were trained on."
         ) from error
-    taken: dict[str, Any] = {"model": asdict(model), "process": process}
+    taken: dict[str, Any] = {"model": model, "process": process}
+    if prompted:
+        taken["train"] = dict(_PROMPTED)
     if network.get("out_channels", 0) == 2 * network.get("in_channels", 3):
         taken["objective"] = {"kind": "denoising", "learn_variance": True}
     reads, factor = network, 1  # of pictures
