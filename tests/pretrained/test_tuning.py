@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import undiffuse as ud
 from undiffuse.cli.main import run
@@ -22,9 +22,11 @@ from undiffuse.models import load
 from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.pretrained.convert import write_diffusers
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
-from undiffuse.pretrained.tuning import TunedDenoiser, tuned_denoiser, tuned_size
+from undiffuse.pretrained.tunable import tuned_size
+from undiffuse.pretrained.tuning import TunedDenoiser, tuned_denoiser
 from undiffuse.spec import ConditionSpec, DataSpec
 from undiffuse.training.checkpoints import newest_checkpoint
+from undiffuse.training.starting import recipe_of
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -63,7 +65,8 @@ def tuned(pipelines: Pipelines, photos: Path, tmp_path_factory: pytest.TempPathF
 
 
 def tune(pipeline: Path, data: Path, out: Path, *keys: str, steps: int = 4, **train: Any) -> ud.Run:
-    return ud.train(str(data), overrides=[f"train.init={pipeline}", *keys], out=out, steps=steps, **QUICK | train)
+    words = [f"train.init={pipeline}", f"data.size={SIDE}", *keys]
+    return ud.train(str(data), overrides=words, out=out, steps=steps, **QUICK | train)
 
 
 def answers(model: ud.Model, network: Any | None = None) -> torch.Tensor:
@@ -201,9 +204,9 @@ def test_sizes_are_known_before_anything_is_loaded(family: str, rank: int, pipel
     folder = pipelines(family)[1]
     options = PretrainedNetworkOptions(rank=rank)
     channels = load(folder).state_spec.shape[0]
-    denoiser = made(folder, rank=rank, shape=(channels, 8, 8))
+    denoiser = made(folder, rank=rank, channels=channels)
     counts = [sum(p.numel() for p in denoiser.parameters() if p.requires_grad is flag) for flag in (True, False)]
-    trained, others = tuned_size(str(folder), options)
+    trained, others = tuned_size(str(folder), denoiser.spec, options)
     fixed = sum(buffer.numel() for buffer in denoiser.backbone.network.buffers())  # some are in the file, some not
     assert counts[0] <= trained <= counts[0] + (0 if rank else fixed)
     assert others >= 4 * counts[1]  # the codec too
@@ -219,10 +222,10 @@ def test_class_names_become_prompts(pipelines: Pipelines):
     assert [bytes(row.tolist()).decode() for row in rows] == ["a toy"] * 3
 
 
-def made(folder: Path, *, shape: tuple[int, ...] = (), spec: DataSpec = LATENT, **options: Any) -> TunedDenoiser:
+def made(folder: Path, *, channels: int = 0, spec: DataSpec = LATENT, **options: Any) -> TunedDenoiser:
     found = load(folder).denoiser
     assert isinstance(found, DiffusersDenoiser)
-    spec = DataSpec(kind="image", shape=shape, cond=CAPTIONED) if shape else spec
+    spec = DataSpec(kind="image", shape=(channels, 8, 8), cond=CAPTIONED) if channels else spec
     given = PretrainedNetworkOptions(**options)
     return tuned_denoiser(str(folder), found.process, found.prediction, spec=spec, options=given)
 
@@ -258,7 +261,9 @@ def test_commands_train_and_draw(
 ):
     out = tmp_path / "run"
     keys = [f"train.init={pipelines('stable')[1]}", "train.steps=2", "train.batch_size=2", "train.previews=2"]
-    assert run(["train", str(photos), *keys, "train.preview_every=2", "sample.steps=2", "--out", str(out)]) == 0
+    keys += ["train.preview_every=2", "sample.steps=2", "sample.guidance=1"]
+    assert run(["train", str(photos), *keys, "--out", str(out)]) == 0
+    assert {"steps": 2, "guidance": 1.0}.items() <= load(out).defaults.items()
     assert (out / "samples" / "step-00000002.png").is_file()
     assert "16,384 parameters" in capsys.readouterr().out
     asked = ["--prompt", "red", "--prompt", "green", "-n", "2", "--steps", "2"]
@@ -273,11 +278,19 @@ def test_commands_train_and_draw(
     [
         ("lcm", (), "distilled for few steps"),
         ("pixart", (), "takes no LoRA"),
-        ("stable", ("model.targets=to_z",), "to_k, to_out|end in"),
+        ("stable", ("model.targets=to_q,to_z",), "no layer of this network ends in 'to_z'; .* to_k, .*to_out.0"),
+        ("stable", ("process.prediction=v",), "predicts v. is not that of"),
+        ("stable", ("process.schedule=cosine-table",), "predicts noise. is not that of"),
+        ("stable", ("train.optimizer=muon",), "muon"),
+        ("stable", ("train.snapshot_every=1",), "snapshot_every"),
+        ("stable", ("objective.coupling=optimal",), "coupling=independent"),
+        ("stable", ("model.prompt=a {Label}",), "only word in braces"),
+        ("sd3", ("data.size=18",), "set data.size to a multiple of 4"),
+        ("flux", ("data.size=18",), "set data.size to a multiple of 4"),
         ("stable", ("train.shard=true",), "shard"),
         ("stable", ("objective=meanflow",), "objective=meanflow"),
         ("stable", ("data.cond=none", "model.prompt="), "nothing says what the pictures show"),
-        ("ddim", ("model=pretrained",), "reads no prompts|pretrained tunes"),
+        ("ddim", ("model=pretrained",), "reads no prompts|a pipeline of diffusers with prompts"),
         ("stable", ("model.rank=0", "model.dtype=bfloat16"), "small changes are lost"),
     ],
 )
@@ -311,4 +324,55 @@ def test_frozen_weights_may_be_bfloat16(pipelines: Pipelines, photos: Path, tmp_
     result = tune(pipelines("stable")[1], photos, tmp_path / "run", "model.dtype=bfloat16", steps=2)
     written = load_file(result.folder / FILES["lora"])
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
-    assert np.isfinite(result.losses[-1])
+    before, after = (dict(m.denoiser.named_parameters()) for m in (load(pipelines("stable")[1]), result.model))
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    learned = written[f"unet.{layer}.lora_B.weight"] @ written[f"unet.{layer}.lora_A.weight"]
+    change = after[f"backbone.network.{layer}.weight"] - before[f"backbone.network.{layer}.weight"]
+    assert torch.allclose(change, learned, rtol=1e-3, atol=1e-7)
+
+
+def test_encoders_stay_in_evaluation(pipelines: Pipelines):
+    denoiser = made(pipelines("flux")[1], channels=16).train()
+    assert denoiser.training and not any(part.training for part in denoiser.reader.encoders.modules())
+
+
+def test_the_pipeline_loses_its_codec_and_nobody_elses_draws_change(pipelines: Pipelines):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    denoiser = made(pipelines("stable")[1])
+    assert torch.equal(torch.rand(1), expected)
+    assert denoiser.reader.pipe.vae is None and denoiser.pipeline.codec is None
+
+
+def test_dropped_classes_are_no_prompt(pipelines: Pipelines):
+    spec = DataSpec(kind="image", shape=(4, 8, 8), classes=("cat", "dog"))
+    denoiser = made(pipelines("stable")[1], spec=spec)
+    found = denoiser.embed({"label": torch.tensor([0, 1])}, 2, {"label": torch.tensor([True, False])})
+    none, dog = denoiser.embed(None, 1), denoiser.embed({"label": torch.tensor([1])}, 1)
+    assert found is not None and none is not None and dog is not None
+    assert found.tokens is not None and none.tokens is not None and dog.tokens is not None
+    assert torch.equal(found.tokens, torch.cat([none.tokens, dog.tokens]))
+
+
+def test_what_follows_from_the_folder(pipelines: Pipelines):
+    taken = recipe_of(str(pipelines("flux")[1]))
+    assert taken["model"] == {"kind": "pretrained"} and taken["sample"] == {"guidance": 1.0}
+    assert taken["data"] == {"size": 256, "channels": "rgb", "caption_length": 4096}
+    assert recipe_of(str(pipelines("stable")[1]))["sample"] == {"guidance": 7.5}
+    assert taken["train"]["lr"] == 1e-4
+
+
+def test_a_run_does_not_go_on_with_another_pipeline(pipelines: Pipelines, photos: Path, tmp_path: Path):
+    shutil.copytree(pipelines("stable")[1], tmp_path / "pipe")
+    tune(tmp_path / "pipe", photos, tmp_path / "run", steps=1)
+    place = tmp_path / "pipe" / "unet" / FILES["network"]
+    save_file({name: 1.5 * tensor for name, tensor in load_file(place).items()}, place)
+    with pytest.raises(CheckpointError, match="has changed"):
+        tune(tmp_path / "pipe", photos, tmp_path / "run", steps=2)
+
+
+def test_refusals_come_before_pictures_are_encoded(pipelines: Pipelines, photos: Path, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="takes no LoRA"):
+        tune(pipelines("pixart")[1], photos, tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -17,6 +17,7 @@ import torch
 
 from undiffuse.data import TensorDataset
 from undiffuse.denoisers import NetworkDenoiser
+from undiffuse.models.processes import leave
 from undiffuse.networks import MLPOptions, TransformerOptions, UNetOptions, build_network
 from undiffuse.process import GaussianProcess, make_schedule
 from undiffuse.process.options import CategoricalOptions
@@ -142,6 +143,9 @@ def main(folder: str, *names: str) -> None:
         losses = run_scenario(Path(folder), name)
         if os.environ.get("RANK", "0") == "0":
             Path(folder, f"{name}.json").write_text(json.dumps(losses))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody leaves while another still talks to it
+        leave()
 
 
 if __name__ == "__main__":

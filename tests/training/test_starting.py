@@ -160,14 +160,14 @@ def test_what_was_written_here_can_be_started_from(tmp_path: Path):
 
 def test_models_that_are_not_tuned_here_are_refused_with_the_way_out(folder: Callable[..., Path], tmp_path: Path):
     files = {
-        "model_index.json": {"_class_name": "StableDiffusionPipeline"},
-        "unet/config.json": {"_class_name": "UNet2DConditionModel"},
+        "model_index.json": {"_class_name": "DDPMPipeline"},
+        "unet/config.json": {"_class_name": "UNet1DModel"},
         "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"},
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"UNet2DConditionModel are not trained here.*lora=FILE"):
+    with pytest.raises(CheckpointError, match=r"UNet1DModel are not trained here.*those with prompts"):
         choose("digits", None, [[f"train.init={tmp_path}"]])
     with pytest.raises(CheckpointError, match="none of linear, scaled_linear, squaredcos_cap_v2"):
         recipe_of(str(folder(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3)))

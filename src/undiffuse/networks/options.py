@@ -220,6 +220,10 @@ class DiffusersDiTOptions:
         check_settings(self.settings)
 
 
+LABEL_WORD = "{label}"
+"""In a prompt: the name of the class."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainedNetworkOptions:
     """The network of a pipeline of diffusers that reads prompts, which train.init names; tuned by a LoRA or whole."""
@@ -230,7 +234,9 @@ class PretrainedNetworkOptions:
         ("to_q", "to_k", "to_v", "to_out.0"), "LoRA: layers that get one, by the end of their names"
     )
     dtype: Literal["float32", "bfloat16"] = option("float32", "LoRA: of all weights that stay as they are")
-    prompt: str = option("a photo of {label}", "prompt of items without a caption; {label} is the name of their class")
+    prompt: str = option(
+        "a photo of {label}", "prompt where the data have no captions; {label} is the name of the class"
+    )
 
     def __post_init__(self) -> None:
         not_negative(self, "rank")
@@ -238,6 +244,8 @@ class PretrainedNetworkOptions:
             raise ValueError(f"rank={self.rank} but targets is empty; name layers, such as to_q, or set rank=0.")
         if not self.rank and self.dtype != "float32":
             raise ValueError(f"rank=0 trains all weights, and in {self.dtype} small changes are lost; use float32.")
+        if set("{}") & set(self.prompt.replace(LABEL_WORD, "")):
+            raise ValueError(f"prompt={self.prompt!r}: {LABEL_WORD} is the only word in braces that is known.")
 
 
 def check_settings(text: str) -> dict[str, Any]:

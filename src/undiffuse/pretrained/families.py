@@ -29,6 +29,7 @@ class Family:
         latent: Whether it works on latents of its `vae`.
         per_step: Whether flow levels end at 1 / steps; see `FlowSpacing`.
         scale: Name of the pipeline's argument that is the scale of classifier-free guidance; empty for none.
+        sides: Height and width of its latents, where no configuration says so.
         kind: Whether the network denoises, or jumps to clean data.
     """
 
@@ -38,6 +39,7 @@ class Family:
     latent: bool = True
     per_step: bool = False
     scale: str = "guidance_scale"
+    sides: int = 0
     kind: Literal["denoiser", "consistency"] = "denoiser"
 
 
@@ -110,7 +112,9 @@ FAMILIES: dict[str, Family] = {
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,
     "StableDiffusion3Pipeline": Family(part="transformer", ask=ask.ask_sd3, reader=_sd3),
-    "FluxPipeline": Family(part="transformer", ask=ask.ask_flux, reader=_flux, per_step=True, scale="true_cfg_scale"),
+    "FluxPipeline": Family(
+        part="transformer", ask=ask.ask_flux, reader=_flux, per_step=True, scale="true_cfg_scale", sides=128
+    ),
 }
 BARE: dict[str, Ask] = {
     "UNet2DModel": plain.ask_unet,

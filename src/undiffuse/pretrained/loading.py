@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def is_diffusers_folder(folder: Path) -> bool:
     return (folder / INDEX).is_file() or is_bare(folder)
 
 
+@lru_cache(maxsize=16)
 def fetch(name: str) -> Path:
     """Return the folder of a pipeline of the hub, fetched with its safetensors only, or as it was fetched before.
 
@@ -120,11 +122,17 @@ def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     return read_json(folder / family.part / _CONFIG), scheduler, folder if family.latent else None
 
 
-def reads_prompts(name: str) -> bool:
-    """Whether a name means a pipeline of diffusers that reads prompts."""
+def prompted_family(name: str) -> Family | None:
+    """Return the family of a pipeline of diffusers that reads prompts; None where a name means something else."""
     index = local_folder(name) / INDEX
     family = FAMILIES.get(str(read_json(index).get("_class_name"))) if index.is_file() else None
-    return family is not None and family.reader is not None
+    return None if family is None or family.reader is None else family
+
+
+def usual_guidance(name: str, family: Family) -> float:
+    """Return the scale of classifier-free guidance that a pipeline takes by default."""
+    pipeline = getattr(_diffusers(name), read_json(local_folder(name) / INDEX)["_class_name"])
+    return float(inspect.signature(pipeline.__call__).parameters[family.scale].default)
 
 
 def part_of(folder: Path) -> str:

@@ -18,7 +18,7 @@ from undiffuse.networks.embedded import Embedded
 from undiffuse.spec import ConditionSpec
 
 PROMPT, LABEL = "prompt", "label"
-_BYTES = 4096  # of a prompt; encoders read 77 to 512 tokens of it
+PROMPT_BYTES = 4096  # of a prompt; encoders read 77 to 512 tokens of it
 _KEPT = 256  # prompts whose embeddings are kept
 Conditions = dict[str, Tensor] | None
 
@@ -128,7 +128,7 @@ class Prompts(Reader):
         self.encoders = nn.ModuleList([part.eval().requires_grad_(False) for part in parts if part is not None])
         self.pipe, self.encode, self.told = pipe, encode, told
         self._kept: OrderedDict[str | None, Texts] = OrderedDict()
-        text = {PROMPT: ConditionSpec(kind="text", length=_BYTES)}
+        text = {PROMPT: ConditionSpec(kind="text", length=PROMPT_BYTES)}
         self.conditions = text | {name: numbers.spec() for name, numbers in told.items()}
 
     def read(self, cond: dict[str, Tensor], batch: int, drop: dict[str, Tensor]) -> Embedded:
@@ -161,6 +161,10 @@ class Prompts(Reader):
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return self._kept[prompt]
+
+    def train(self, mode: bool = True) -> Prompts:
+        """Set no mode: encoders are never trained, and what they say is kept."""
+        return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prompts:
         """Forget what was read: another device or dtype says something else."""

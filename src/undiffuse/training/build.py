@@ -11,7 +11,7 @@ from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.denoisers.shift import SOURCE
-from undiffuse.denoisers.timestep import check_countable, network_denoiser
+from undiffuse.denoisers.timestep import network_denoiser
 from undiffuse.distillation.build import make_flow_map_objective, make_student
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import ConfigError
@@ -108,10 +108,6 @@ def _tuned(
     """Load the network of a pipeline and make it ready for training."""
     assert isinstance(process, GaussianProcess) and isinstance(recipe.process, GaussianOptions) and recipe.train.init
     predicted = recipe.process.prediction
-    try:
-        check_countable(process, predicted)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return tuned_denoiser(recipe.train.init, process, predicted, spec=spec, options=options, seed=recipe.train.seed)
 
 

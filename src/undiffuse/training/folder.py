@@ -20,6 +20,7 @@ from undiffuse.config import dump_yaml, load_yaml, resolve
 from undiffuse.distillation.options import FlowMapOptions
 from undiffuse.errors import CheckpointError, ConfigError, TrainingError
 from undiffuse.files import write_whole
+from undiffuse.pretrained.reference import KIND, referred
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoint_step, checkpoints_in, disk_errors
 from undiffuse.training.recipe import Recipe, changed_keys
@@ -115,6 +116,22 @@ def check_same_tokens(folder: Path, spec: DataSpec) -> None:
             f"{folder} holds a run on tokens {changed}; they changed their meaning. Put the old "
             f"{'codec' if codec else 'text and tokenizer'} back to go on with it, or choose another out folder."
         )
+
+
+def check_same_pipeline(folder: Path) -> None:
+    """Refuse to go on with a run that tunes a pipeline whose files have changed since.
+
+    Raises:
+        CheckpointError: They have.
+    """
+    if not checkpoints_in(folder / CHECKPOINTS):
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # no model was published yet
+    if config.get("kind") == KIND:
+        referred(config, folder)
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from undiffuse.data.memory import free_bytes
 from undiffuse.errors import TrainingError
 from undiffuse.networks.build import build_network
 from undiffuse.networks.options import PretrainedNetworkOptions
-from undiffuse.pretrained.tuning import tuned_size
+from undiffuse.pretrained.tunable import tuned_size
 from undiffuse.process.options import CategoricalOptions
 from undiffuse.spec import DataSpec
 from undiffuse.training.degrade import told_spec
@@ -46,7 +46,7 @@ def footprint(recipe: Recipe, spec: DataSpec, processes: int = 1, *, told: bool 
     `told` says that `spec` has the conditions that `recipe.data` adds already, as that of latents does.
     """
     if isinstance(recipe.model, PretrainedNetworkOptions):
-        return _tuned(recipe, recipe.model)
+        return _tuned(recipe, recipe.model, spec if told else told_spec(spec, recipe.data))
     own_rows = max(1, recipe.train.batch_size // processes)
     rows = max(1, own_rows // recipe.train.accumulate)
     spec = spec if told else told_spec(spec, recipe.data)
@@ -69,9 +69,9 @@ def _copies(recipe: Recipe) -> float:
     return 4 + len(recipe.train.ema) + (recipe.train.ema_every > 1) + getattr(recipe.objective, "copies", 0)
 
 
-def _tuned(recipe: Recipe, options: PretrainedNetworkOptions) -> Footprint:
+def _tuned(recipe: Recipe, options: PretrainedNetworkOptions, spec: DataSpec) -> Footprint:
     """Return the footprint of a pipeline's network, without what a forward pass keeps."""
-    trained, others = tuned_size(str(recipe.train.init), options)
+    trained, others = tuned_size(str(recipe.train.init), spec, options)
     return Footprint(trained, int(4 * trained * _copies(recipe)) + others)
 
 
@@ -85,7 +85,8 @@ def require_training_memory(need: Footprint, device: torch.device) -> None:
     if free is not None and need.bytes > free:
         raise TrainingError(
             f"training needs about {human_bytes(need.bytes)} but {human_bytes(free)} are free; lower train.batch_size, "
-            f"raise train.accumulate, or make the network smaller (model.channels, model.width)."
+            f"raise train.accumulate, or make the network smaller (model.channels, model.width; of a "
+            f"pipeline model.dtype=bfloat16)."
         )
 
 

@@ -27,7 +27,6 @@ from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.noise import KeyedNoise
 from undiffuse.pretrained.tuning import TunedDenoiser
 from undiffuse.sampling.flow_map import default_solver
-from undiffuse.sampling.options import SampleOptions
 from undiffuse.spec import DataSpec
 from undiffuse.training.checkpoints import disk_errors
 from undiffuse.training.degrade import NOISE_LEVEL, TASK, make_degrade
@@ -110,13 +109,12 @@ class Publisher:
         return Model(denoiser, self.codec.data if self.codec else denoiser.spec, chosen, self._facts(step), self.codec)
 
     def _tuned(self, denoiser: TunedDenoiser, chosen: dict[str, Any], step: int) -> Model:
-        """Return the pipeline with other weights, which samples as before where the recipe says nothing else."""
-        usual, theirs = asdict(SampleOptions()), denoiser.pipeline
-        said = {key: value for key, value in chosen.items() if value != usual[key]}
+        """Return the pipeline with other weights, and what else it said of sampling."""
+        theirs = denoiser.pipeline
         info = theirs.info | self._facts(step)
         assert isinstance(self.codec, PretrainedCodec) and isinstance(self.codec.network, nn.Module)
         codec = PretrainedCodec(theirs.spec, self.codec.options, self.codec.network)
-        return Model(denoiser.as_loaded(), theirs.spec, theirs.defaults | said, info, codec)
+        return Model(denoiser.as_loaded(), theirs.spec, theirs.defaults | chosen, info, codec)
 
     def _facts(self, step: int) -> dict[str, Any]:
         return {

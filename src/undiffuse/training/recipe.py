@@ -176,14 +176,19 @@ class Recipe:
             return
         if not self.train.init or self.codec.kind != "pretrained":
             raise ValueError(
-                "model=pretrained tunes a pipeline of diffusers with prompts, in its latents; name it "
-                "(train.init=FOLDER), and the rest follows."
+                "model=pretrained tunes a pipeline of diffusers with prompts, in its latents; name its folder or its "
+                "name on the hub (train.init=FOLDER), and the rest follows."
             )
         if self.train.shard:
             raise ValueError("train.shard=true was not made to work with model=pretrained; leave it out.")
-        if not isinstance(self.objective, DenoisingOptions):
+        if self.train.snapshot_every:
+            raise ValueError("train.snapshot_every is not made for model=pretrained; train.ema=0.1 is a wider average.")
+        if self.model.rank and self.train.optimizer == "muon":
+            raise ValueError("train.optimizer=muon is for square matrices, and those of a LoRA are narrow; use adamw.")
+        if not isinstance(self.objective, DenoisingOptions) or self.objective.coupling != "independent":
             raise ValueError(
-                f"objective={self.objective.kind} does not train model=pretrained; tune it by objective=denoising."
+                f"objective={self.objective.kind} does not train model=pretrained; tune it by objective=denoising, "
+                f"objective.coupling=independent."
             )
 
     def _check_causal(self) -> None:

@@ -27,7 +27,7 @@ from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.degrade import make_transforms
 from undiffuse.training.devices import Devices
 from undiffuse.training.fine_tuning import start_from
-from undiffuse.training.folder import bind_recipe, check_same_tokens, make_folder, write_facts
+from undiffuse.training.folder import bind_recipe, check_same_pipeline, check_same_tokens, make_folder, write_facts
 from undiffuse.training.given import GIVEN, is_name, open_given, refuse_given
 from undiffuse.training.latents import encode_data, finish_codec, start_codec
 from undiffuse.training.lock import locked
@@ -176,6 +176,7 @@ def _carry_out(
     """Prepare and make a run in a folder that is ours, with a codec and a denoiser that exist or are built here."""
     with devices.agree():
         prepared = prepare(recipe, dataset, devices.share.size, codec)
+        check_same_pipeline(folder)
         changed_length = bind_recipe(folder, recipe) if devices.is_main else None
         if fill is not None and devices.is_main:
             fill(folder)

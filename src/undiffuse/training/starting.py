@@ -15,7 +15,9 @@ from undiffuse.errors import CheckpointError, PlanError
 from undiffuse.networks.diffusers_build import options_of
 from undiffuse.pretrained.denoiser import DiffusersDenoiser
 from undiffuse.pretrained.files import read_json
-from undiffuse.pretrained.loading import configs_of, is_diffusers, reads_prompts
+from undiffuse.pretrained.loading import configs_of, is_diffusers, prompted_family, usual_guidance
+from undiffuse.pretrained.readers import PROMPT_BYTES
+from undiffuse.pretrained.tunable import codec_factor
 from undiffuse.process.schedules import RectifiedFlowSchedule
 from undiffuse.process.tables import cosine_table_schedule, ddpm_schedule, scaled_linear_schedule
 
@@ -50,7 +52,7 @@ def recipe_of(name: str | None) -> dict[str, Any]:
     from undiffuse.sampling.diffusers_setup import from_diffusers
 
     network, scheduler, latent = configs_of(name)
-    prompted = reads_prompts(name)
+    prompted = prompted_family(name)
     try:
         model = {"kind": "pretrained"} if prompted else asdict(options_of(network))
         setup = from_diffusers(scheduler, mu=0.0)
@@ -62,16 +64,20 @@ def recipe_of(name: str | None) -> dict[str, Any]:
         ) from error
     taken: dict[str, Any] = {"model": model, "process": process}
     if prompted:
-        taken["train"] = dict(_PROMPTED)
+        taken |= {"train": dict(_PROMPTED), "sample": {"guidance": usual_guidance(name, prompted)}}
     if network.get("out_channels", 0) == 2 * network.get("in_channels", 3):
         taken["objective"] = {"kind": "denoising", "learn_variance": True}
     reads, factor = network, 1  # of pictures
     if latent is not None:
         taken["codec"] = {"kind": "pretrained", "path": str(latent)}
         reads = read_json(latent / "vae" / "config.json")
-        factor = 2 ** (len(reads["block_out_channels"]) - 1)
-    size, channels = network.get("sample_size"), {1: "grey", 3: "rgb", 4: "rgba"}.get(reads.get("in_channels", 3))
+        factor = codec_factor(latent)
+    size, channels = (
+        network.get("sample_size") or (prompted and prompted.sides),
+        {1: "grey", 3: "rgb", 4: "rgba"}.get(reads.get("in_channels", 3)),
+    )
     known = {"size": size * factor if isinstance(size, int) else None, "channels": channels}
+    known["caption_length"] = PROMPT_BYTES if prompted else None
     return {**taken, "data": {key: value for key, value in known.items() if value is not None}}
 
 
