@@ -1,9 +1,10 @@
 """What recipes learn in a short training, on data that everyone has: a figure beside its target, and the curve.
 
-    python benchmarks/recipes.py [--names table signals ...] [--share 1.0] [--out recipes.json]
+    python benchmarks/recipes.py [--names table signals ...] [--share 1.0] [--cifar10 train.zip] [--out recipes.json]
 
 Each is trained by its recipe but for the number of steps, judged as `undiffuse evaluate` does, and its loss recorded.
-The rows of the table come from a law that is known, so their target is its entropy and 3 % more.
+The rows of the table come from a law that is known, so their target is its entropy and 3 % more. `cifar10` is asked
+for by name and by its file; it has the size of the built-in model, for its own is meant for an accelerator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ CASES = {
     "latent": Case("digits", 1500, "frechet", FRECHET, 3.0, codec_steps=1000, changes=("codec.halvings=1",)),
     "video-digits": Case("video-digits", 600, "frechet", FRECHET, 4.0, n=400),
 }
+_SMALL = ("model.channels=32", "model.multipliers=1,2,4", "model.blocks=1", "train.precision=float32")
+CIFAR10 = Case("", 600, "frechet", FRECHET, 60.0, changes=(*_SMALL, "train.batch_size=32", "data.augment=0"))
 
 
 def measure(name: str, case: Case, steps: int, n: int) -> dict[str, Any]:
@@ -124,20 +127,24 @@ def measure(name: str, case: Case, steps: int, n: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print JSON."""
     parser = script_options(__doc__)
-    parser.add_argument("--names", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--names", nargs="+", default=list(CASES), choices=[*CASES, "cifar10"])
+    parser.add_argument("--cifar10", metavar="FILE", help="pictures in class folders: train.zip of CIFAR-10")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each case")
     asked = parser.parse_args()
+    cases = CASES | ({"cifar10": replace(CIFAR10, source=asked.cifar10)} if asked.cifar10 else {})
+    if missing := set(asked.names) - cases.keys():
+        parser.error(f"{missing.pop()} needs its file: --cifar10 train.zip")
     found: dict[str, dict[str, Any]] = {}
     for name in asked.names:
-        case = CASES[name]
+        case = cases[name]
         steps, n = (8, 200) if asked.quick else (round(case.steps * asked.share), case.n)
         found[name] = measure(name, case, steps, n)
     measures = tuple(
         Measure(
-            f"{name}: {CASES[name].figure}",
+            f"{name}: {cases[name].figure}",
             row["value"],
-            CASES[name].unit,
-            asked=CASES[name].asked,
+            cases[name].unit,
+            asked=cases[name].asked,
             error=row["error"],
             note=f"{row['data']}, {row['steps']} steps, {row['processor seconds']:g} processor seconds",
         )

@@ -91,22 +91,23 @@ def train(
 
         return show_keys(output)
     target = read_words(words or [], recipe, out).with_settings(seed=seed, device=device, precision=precision)
-    from undiffuse.training.run import train as train_model  # after words that are refused: it loads torch
+    from undiffuse.models.folder import WEIGHTS, weights_of  # after words that are refused: it loads torch
+    from undiffuse.training.run import train as train_model
 
     run = carry_out(output, "train", target, train_model, lambda run: f"{run.step} steps are")
     report = write_report("train", target, run)
     if report is None:
         return
-    output.say(f"The report is {report}. Draw samples with: undiffuse sample {shlex.quote(str(run.folder))} -n 64")
-    output.finish(f"The model is in {run.folder}", _result(run, report))
+    weights = weights_of(run.folder)
+    asked = "-n 64" if weights.name == WEIGHTS else '--prompt "..."'
+    output.say(f"The report is {report}. Draw samples with: undiffuse sample {shlex.quote(str(run.folder))} {asked}")
+    output.finish(f"The model is in {run.folder}", _result(run, weights, report))
 
 
-def _result(run: Run, report: Path) -> dict[str, Any]:
-    from undiffuse.models.folder import weights_of
-
+def _result(run: Run, weights: Path, report: Path) -> dict[str, Any]:
     return {
         "folder": run.folder,
-        "model": weights_of(run.folder),
+        "model": weights,
         "report": report,
         "steps": run.step,
         "finished": run.finished,
