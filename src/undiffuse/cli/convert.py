@@ -12,6 +12,7 @@ from undiffuse.cli.shared import Json
 EPILOG = """\b
 Examples:
   undiffuse convert runs/photos OUT
+  undiffuse convert runs/ink OUT
   undiffuse convert models/stable-diffusion OUT
   undiffuse convert models/stable-diffusion OUT --dtype bfloat16 --lora styles/ink.safetensors
 """
@@ -20,7 +21,7 @@ Examples:
 def convert(
     model: Annotated[
         str,
-        typer.Argument(help="A pipeline or network of diffusers, or a run of model=diffusers-unet or diffusers-dit."),
+        typer.Argument(help="A pipeline or network of diffusers, or a run that trained or tuned one."),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write, empty or new.")],
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",

@@ -24,8 +24,8 @@ Load = Annotated[
     typer.Option(
         "--load",
         metavar="NAME=VALUE",
-        help="How a pipeline of diffusers is loaded: lora=FILE, lora_scale=0.8, slicing=true, offload=model, size=512, "
-        "scheduler=FILE; repeatable.",
+        help="How a pipeline of diffusers is loaded: lora=FILE, lora_scale=0.8, network=FILE, slicing=true, "
+        "offload=model, size=512, scheduler=FILE; repeatable.",
         show_default=False,
     ),
 ]
