@@ -1,10 +1,12 @@
 """What the sampling loop itself costs: a null network on 256 points in the plane, 50 steps, set-up included.
 
-Each of our solvers runs beside the scheduler of diffusers that takes the same steps, in one process on one core,
-alternating; reported is the ratio of medians. "posterior" asks a denoiser that returns a constant posterior, so
-that it is the loop alone; "network" asks a `NetworkDenoiser` around a null backbone, conversions included.
+Each of our solvers runs beside the scheduler of diffusers that takes the same steps, in one process on one core, in
+turns of `--runs` runs, as `torch.utils.benchmark` would time them; reported is the ratio of the medians of turns. With
+`--runs 1` each finds the processor's caches full of the other, which costs the shorter one more. "posterior" asks a
+denoiser that returns a constant posterior, so that it is the loop alone; "network" asks a `NetworkDenoiser` around a
+null backbone, conversions included.
 
-    python benchmarks/sampler_cost.py [--out results.json]
+    python benchmarks/sampler_cost.py [--runs 10] [--out results.json]
 """
 
 from __future__ import annotations
@@ -83,22 +85,25 @@ def theirs(scheduler: Any) -> None:
             x = scheduler.step(eps, t, x).prev_sample
 
 
-def medians(tasks: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each task, run in turns."""
+def medians(tasks: dict[str, Callable[[], None]], repeats: int, runs: int) -> dict[str, float]:
+    """Return the median seconds of a run of each task, in turns of `runs` runs."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 5):
         for name, task in tasks.items():
             start = time.perf_counter()
-            task()
+            for _ in range(runs):
+                task()
             if turn >= 5:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / runs)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def main() -> None:
     """Measure and print JSON."""
-    asked = script_options(__doc__).parse_args()
-    repeats = 5 if asked.quick else REPEATS
+    parser = script_options(__doc__)
+    parser.add_argument("--runs", type=int, default=10, help="runs in a row")
+    asked = parser.parse_args()
+    repeats, runs = 5 if asked.quick else REPEATS, 1 if asked.quick else asked.runs
     torch.set_num_threads(1)
     process = GaussianProcess(ddpm_schedule())
     constant = NullDenoiser(process)
@@ -119,6 +124,7 @@ def main() -> None:
                 "network": lambda solver=solver: ours(network, solver),
             },
             repeats,
+            runs,
         )
         against = f"of {type(scheduler).__name__} of diffusers"
         loop, whole = (found[name] / found["diffusers"] for name in ("posterior", "network"))
@@ -128,12 +134,15 @@ def main() -> None:
     found = medians(
         {"dpm++2m": lambda: ours(constant, "dpm++2m"), "sde": lambda: ours(constant, "sde-dpm++2m"), "draws": draws},
         repeats,
+        runs,
     )
     ratio = (found["sde"] - found["draws"]) / found["dpm++2m"]
     rows.append(Measure("sde-dpm++2m without its draws, of dpm++2m", ratio, asked=STOCHASTIC))
     rows.append(Measure("the draws", 1e3 * found["draws"], "ms"))
     said = "The sampling loop on 256 points with a network that costs nothing, 50 steps, against diffusers' schedulers."
-    publish(Results("Cost of the sampling loop", said, tuple(rows), machine_settings(repeats=repeats)), asked.out)
+    publish(
+        Results("Cost of the sampling loop", said, tuple(rows), machine_settings(repeats=repeats, runs=runs)), asked.out
+    )
 
 
 if __name__ == "__main__":
