@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -383,4 +384,10 @@ def _diffusers(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise CheckpointError(f"{name} needs diffusers: pip install 'undiffuse[pretrained]' ({error}).") from error
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_news)
     return diffusers
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message is about more than processors of pictures, which pipelines name and nothing here uses."""
+    return "ImageProcessor" not in record.getMessage()
