@@ -118,7 +118,8 @@ def save_model(model: Model, folder: Path) -> Path:
         "info": model.info,
         "codec": codec_to_json(model.codec) if model.codec and not refers else None,
     }
-    parts = {part: held.state_dict() for part, held in ((WEIGHTS, model.module), (CODEC, model.codec)) if held}
+    modules = {WEIGHTS: model.module, CODEC: model.codec}
+    parts = {name: part.state_dict() for name, part in modules.items() if part is not None}
     kind = "flow-map" if isinstance(model.module, FlowMap) else "denoiser"
     write_folder(folder, kind, facts, tuned if refers else parts, _card(model))
     return folder

@@ -130,7 +130,7 @@ def check_same_pipeline(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # no model was published yet
-    if config.get("kind") == KIND:
+    if isinstance(config, dict) and config.get("kind") == KIND:
         referred(config, folder)
 
 
