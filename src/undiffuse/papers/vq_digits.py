@@ -35,7 +35,7 @@ from undiffuse.training.run import train
 _LEVELS, _FEW = 100, 25
 _SMALL_SIDE = 8  # pixels, up to which two by two of them make a token; above, four by four do
 _BATCH = 1000  # samples at once
-_SETS = 10  # of samples: one set moves a distance by a tenth
+_SETS = 5  # of samples: one set moves a distance by a tenth
 _TINY = ("model.width=32", "model.depth=1", "model.heads=2")  # to try it
 _JUDGED = 5000  # real pictures, at most, that samples are compared with
 _COLUMNS = ("sampler", "calls", "right class", "Frechet distance", "precision", "recall")
