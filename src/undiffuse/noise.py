@@ -1,9 +1,10 @@
 """Keyed noise: every random number is a function of (seed, item, step, stream) and of its position.
 
 The generator is SplitMix64 used as a counter: word `i` of a row is `mix(start + i * GOLDEN)`, and the row's
-`start` is a hash of its key. It is written in int64 tensor operations, so a row draws the same bits in a
-batch of 1 or 1000, on any device, in any order, and nothing is ever advanced. Normals come from Box and
-Muller in float64 and are rounded to the dtype asked for, so float32 and float64 runs share their noise.
+`start` is a hash of its key. It is written in operations on 64-bit integers (signed ones in torch, which has
+hardly any others), so a row draws the same bits in a batch of 1 or 1000, on any device, in any order, and
+nothing is ever advanced. Normals come from Box and Muller in float64 and are rounded to the dtype asked for, so
+float32 and float64 runs share their noise.
 
 Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
 """
@@ -52,26 +53,28 @@ def _signed(z: int) -> int:
 
 
 class _Constants:
-    """The generator's numbers, ready to meet int64 and float64 arrays of one library.
+    """The generator's numbers, ready to meet integer and float64 arrays of one library.
 
-    They are arrays of no dimension: of a Python number each operation would make one anew.
+    They are arrays of no dimension: of a Python number each operation would make one anew. A shift is its bits and the
+    mask that makes it a logical one of signed numbers, None where they are unsigned.
     """
 
-    def __init__(self, integer: Callable[[int], Any], real: Callable[[float], Any]) -> None:
-        shifts = [(integer(bits), integer((1 << (64 - bits)) - 1)) for bits in (*_SHIFTS, 32, 11)]
-        self.step = integer(_signed(_GOLDEN))
-        self.rounds = [(shift, integer(_signed(m))) for shift, m in zip(shifts, _MULTIPLIERS, strict=False)]
+    def __init__(self, integer: Callable[[int], Any], real: Callable[[float], Any], signed: bool) -> None:
+        shifts = [(integer(bits), integer((1 << (64 - bits)) - 1) if signed else None) for bits in (*_SHIFTS, 32, 11)]
+        self.step = integer(_GOLDEN)
+        self.rounds = [(shift, integer(m)) for shift, m in zip(shifts, _MULTIPLIERS, strict=False)]
         self.last, self.high_half, self.high_53 = shifts[2:]
-        self.low_half = self.high_half[1]
+        self.low_half = integer((1 << 32) - 1)
         self.half, self.unit_32, self.unit_53 = real(0.5), real(2.0**-32), real(2.0**-53)
         self.turn_32 = real(math.tau * 2.0**-32)
 
 
 _TORCH = _Constants(
-    lambda number: torch.tensor(number, dtype=torch.int64, device="cpu"),
+    lambda number: torch.tensor(_signed(number), dtype=torch.int64, device="cpu"),
     lambda number: torch.tensor(number, dtype=torch.float64, device="cpu"),
+    signed=True,
 )
-_NUMPY = _Constants(np.int64, np.float64)
+_NUMPY = _Constants(np.uint64, np.float64, signed=False)
 _MINUS_TWO = torch.tensor(-2.0, dtype=torch.float64, device="cpu")
 
 
@@ -105,7 +108,7 @@ class KeyedNoise:
         numbers = torch.arange(items.start, items.stop, items.step) if isinstance(items, range) else items
         self.items = torch.as_tensor(numbers, dtype=torch.int64, device=device)
         self.device = self.items.device
-        self._numpy = self.items.numpy() if self.items.is_cpu else None
+        self._numpy = self.items.numpy().view(np.uint64) if self.items.is_cpu else None
 
     def normal(self, stream: str, step: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Return standard normal numbers (B, *shape)."""
@@ -135,21 +138,21 @@ class KeyedNoise:
         return uniforms.reshape(len(steps), len(self.items), *shape)
 
     def _words(self, stream: str, steps: Sequence[int], count: int) -> tuple[Any, _Constants]:
-        """Return `count` 64-bit words for each step and item, int64 (S, B, count), and the constants that suit them.
+        """Return `count` 64-bit words for each step and item, (S, B, count), and the constants that suit them.
 
-        They are a numpy array where they are few and on the CPU, else a tensor; the bits are the same.
+        They are an unsigned numpy array where they are few and on the CPU, else a signed tensor; the bits are the same.
         """
         base = _key(self.seed, stream)
-        starts = [_signed(_mix_int(base + _GOLDEN * (step & _MASK))) for step in steps]
+        starts = [_mix_int(base + _GOLDEN * (step & _MASK)) for step in steps]
         items: Any
         column: Any
         counter: Any
         if self._numpy is not None and len(starts) * len(self._numpy) * count <= _FEW:
             known, items = _NUMPY, self._numpy
-            column, counter = np.array(starts)[:, None], np.arange(1, count + 1)
+            column, counter = np.array(starts, np.uint64)[:, None], np.arange(1, count + 1, dtype=np.uint64)
         else:
             known, items = _TORCH, self.items
-            column = _column(starts, self.device)
+            column = _column([_signed(start) for start in starts], self.device)
             counter = torch.arange(1, count + 1, dtype=torch.int64, device=self.device)
         rows = _mix(column + items * known.step, known)
         return _mix(rows[..., None] + counter * known.step, known), known
@@ -226,7 +229,7 @@ def permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu
 def permutations(seed: int, epochs: Sequence[int], n: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the `permutation` of each of several epochs, int64 (E, n)."""
     keys, _ = KeyedNoise(seed, torch.arange(n), device)._words("order", epochs, 1)
-    return torch.argsort(_tensor(keys[..., 0]), dim=1, stable=True)
+    return torch.argsort(_tensor(keys[..., 0]).view(torch.int64), dim=1, stable=True)
 
 
 def _column(values: Sequence[int], device: torch.device) -> Tensor:
@@ -251,7 +254,7 @@ def _mix_int(z: int) -> int:
 
 
 def _mix(z: Any, known: _Constants) -> Any:
-    """SplitMix64's finaliser on int64 tensors or arrays; products wrap modulo 2^64."""
+    """SplitMix64's finaliser on tensors or arrays; products wrap modulo 2^64."""
     for shift, factor in known.rounds:
         mixed = _shift_right(z, shift)
         mixed ^= z
@@ -263,10 +266,11 @@ def _mix(z: Any, known: _Constants) -> Any:
 
 
 def _shift_right(z: Any, shift: tuple[Any, Any]) -> Any:
-    """Logical shift: int64 is shifted arithmetically, so the copies of the sign are masked off."""
+    """Logical shift: signed numbers are shifted arithmetically, so the copies of the sign are masked off."""
     bits, mask = shift
     shifted = z >> bits
-    shifted &= mask
+    if mask is not None:
+        shifted &= mask
     return shifted
 
 

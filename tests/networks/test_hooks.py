@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.networks.helpers import generator, randomise
 from undiffuse.networks import UNetOptions, capture, edit
-from undiffuse.networks.hooks import find_block
+from undiffuse.networks.hooks import direct, find_block
 from undiffuse.networks.transformer import Transformer
 from undiffuse.networks.unet import UNet
 
@@ -190,3 +190,22 @@ def test_attention_that_nobody_watches_uses_the_fused_kernel(network, monkeypatc
 def test_a_block_without_attention_is_said_to_have_none(network):
     with pytest.raises(ValueError, match=r"'down0.0.attention' does not exist; .*The blocks are .*mid\.attention"):
         find_block(network, "down0.0.attention")
+
+
+def test_a_module_that_nobody_listens_to_is_called_by_its_forward():
+    layer = nn.Linear(2, 2)
+    assert direct(layer) == layer.forward
+    listeners = (
+        layer.register_forward_hook,
+        layer.register_forward_pre_hook,
+        layer.register_full_backward_hook,
+        layer.register_full_backward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+    )
+    for listen in listeners:
+        handle = listen(lambda *_: None)
+        assert direct(layer) is layer
+        handle.remove()
+        assert direct(layer) == layer.forward
+    layer.compile(backend="eager")
+    assert direct(layer) is layer

@@ -133,6 +133,18 @@ def test_the_callback_sees_every_evaluation_in_order() -> None:
     assert [shot.t for shot in shots] == [times[0], times[1], times[1], times[2], times[2]]
 
 
+def test_hooks_of_the_denoiser_are_heard_at_every_evaluation() -> None:
+    process = process_of("vp")
+    denoiser, heard = spec_mixture(process), []
+    handle = denoiser.register_forward_hook(lambda module, args, answer: heard.append(args[1]))
+    grid = make_grid(process.schedule, 3)
+    changed = run(denoiser, make_solver("ddim"), grid, normals(3, 2)).x
+    assert heard == grid[:-1].tolist()
+    handle.remove()
+    assert torch.equal(run(denoiser, make_solver("ddim"), grid, normals(3, 2)).x, changed)
+    assert len(heard) == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("framed", [False, True])
 def test_the_state_keeps_its_dtype(dtype: torch.dtype, framed: bool) -> None:

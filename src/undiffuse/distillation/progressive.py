@@ -6,7 +6,8 @@ t -> m -> s land, z. Its DDIM step must then have the mean
     target = (z - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),
 
 and the loss is max(SNR_t, 1) |target - g(x_t, t, s)|^2. The next teacher is the average over the round. Times are those
-of a grid uniform in t.
+of a grid uniform in t. The learning rate falls anew in every round, as in the authors' code: one fall over the whole
+run would leave nothing to learn with for the last round, which has the longest steps.
 
 Source: Salimans and Ho 2022, "Progressive distillation for fast sampling of diffusion models", arXiv:2202.00512,
 algorithm 2 and appendix G.
@@ -64,6 +65,15 @@ class Progressive(FlowMapObjective):
         """Return the round of the optimizer step that follows `step` done ones, from 0."""
         return min(self.rounds - 1, step * self.rounds // self.steps)
 
+    def span(self, step: int, steps: int) -> tuple[int, int]:
+        """Return the first step of the round of `step`, and that of the next."""
+        number = self.round_of(step)
+        return self._begins(number), self._begins(number + 1)
+
+    def _begins(self, number: int) -> int:
+        """Return how many steps are done before round `number`."""
+        return -(-number * self.steps // self.rounds)
+
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
         """Return the weighted error of the mean with which one step lands where two of the teacher do."""
         number = self.round_of(self.steps_done)
@@ -93,7 +103,7 @@ class Progressive(FlowMapObjective):
         super().after_step(denoiser, step)
         assert self.last is not None and self.mean is not None
         number = self.round_of(step - 1)
-        begun = -(-number * self.steps // self.rounds)
+        begun = self._begins(number)
         weights, averages = list(denoiser.parameters()), [p.data for p in self.mean.parameters()]
         PowerEMA(averages, self.width).update(weights, step - begun)
         if self.round_of(step) != number:

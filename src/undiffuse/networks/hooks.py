@@ -23,9 +23,21 @@ from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from undiffuse.networks.attention import CrossAttention, SelfAttention
 from undiffuse.networks.compilation import eager_blocks
+
+
+def direct(module: nn.Module) -> Callable[..., Any]:
+    """Return what a call of `module` comes to: its `forward`, unless hooks listen to its calls or it is compiled.
+
+    torch looks for hooks at each call, which takes longer than a denoiser that has a closed form. Hooks of the parts
+    inside are heard as ever; one that is put on `module` itself later is not.
+    """
+    listened = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    heard = any(getattr(module, name) for name in listened) or _has_any_global_hook()
+    return module if heard or module._compiled_call_impl is not None else module.forward
 
 
 class _StopForward(Exception):

@@ -46,7 +46,7 @@ from undiffuse.training.options import DenoisingOptions, TrainOptions
 from undiffuse.training.trainer import Trainer
 
 _TASK = "mmd-ddm"
-_HELD_OUT, _SAMPLES, _WIDTH = 500, 2000, 128
+_HELD_OUT, _SAMPLES, _WIDTH = 500, 2000, 256
 _BASE_STEPS, _TUNING_STEPS = 4000, 400
 _TIMED_STEPS = 200  # of denoising, whose time says how many of them take as long as a tuning
 _KINDS: dict[str, tuple[str, KernelName]] = {
@@ -244,7 +244,7 @@ class _Digits:
         objective = MMDObjective(features, [sampler], width=features.width, kernel=kernel, checkpoint=False)
         options = TrainOptions(
             steps=self.steps,
-            batch_size=128,
+            batch_size=256,
             lr=2e-4,
             warmup=0,
             decay="linear",

@@ -18,6 +18,10 @@ from torch import Tensor
 
 from undiffuse.process.schedules import Schedule
 
+# Of a Python number torch would make such a tensor at each operation.
+_MINUS_ONE = torch.tensor(-1.0, dtype=torch.float64, device="cpu")
+_INFINITY = torch.tensor(math.inf, dtype=torch.float64, device="cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSchedule(Schedule):
@@ -64,7 +68,7 @@ class TableSchedule(Schedule):
     def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the left and right knot around each time and the place between them in [0, 1]."""
         knots = self._knots.to(t.device)
-        place = (t * len(self.alphas_cumprod) - 1).clamp_(0, len(knots) - 1)
+        place = torch.add(_MINUS_ONE, t, alpha=len(self.alphas_cumprod)).clamp_(0, len(knots) - 1)
         left = place.long().clamp_(max=len(knots) - 2)
         return knots.take(left), knots[1:].take(left), place - left
 
@@ -78,7 +82,7 @@ class TableSchedule(Schedule):
     def half_logsnr(self, t: Tensor) -> Tensor:
         """log(alpha / sigma), interpolated linearly; +inf at t = 0."""
         low, high, place = self._cell(t)
-        inside = torch.where(t > 0, torch.lerp(low, high, place), math.inf)
+        inside = torch.where(t.bool(), torch.lerp(low, high, place), _INFINITY)
         if not self.ends_in_noise:
             return inside
         alpha = self._last_alpha * self._tail(t)
@@ -86,7 +90,8 @@ class TableSchedule(Schedule):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma), looking the table up once."""
-        double = 2 * self.half_logsnr(t)
+        half = self.half_logsnr(t)
+        double = half + half
         return torch.sigmoid(double).sqrt(), torch.sigmoid(-double).sqrt()
 
     def _alpha(self, t: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.errors import NotFiniteError, PlanError
 from undiffuse.networks.dropout import Drawing
+from undiffuse.networks.hooks import direct
 from undiffuse.networks.recomputation import recomputed
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
@@ -23,7 +24,7 @@ from undiffuse.sampling.constraints import Constraint, enter_all, leave_all, own
 from undiffuse.sampling.dialogue import Arrival, Begin, OpenPlan
 from undiffuse.sampling.left_to_right import LeftToRight
 from undiffuse.sampling.parallel import check_parallel, walk_in_parallel
-from undiffuse.sampling.plan import Plan, Renoise
+from undiffuse.sampling.plan import Plan, Renoise, Stage
 from undiffuse.sampling.solver import NOTHING, Solver
 
 
@@ -148,8 +149,8 @@ def _in_turn(
     trajectory: bool,
 ) -> SampleResult:
     """Take the steps of a plan one after the other; arguments as of `sample`."""
-    denoiser.prefetch([stage.t for stage in plan.stages if isinstance(stage.t, float)])
-    ask: Callable[..., Any] = denoiser
+    denoiser.prefetch([stage.t for stage in plan.entries if isinstance(stage, Stage) and isinstance(stage.t, float)])
+    ask = direct(denoiser)
     if grad == "checkpoint":
         drawing = _drawing_generator(denoiser)
         ask = lambda *question: recomputed(denoiser, question, drawing, keep_global=True)  # noqa: E731

@@ -120,8 +120,9 @@ def usable(steps: Steps, most: int, lowered: bool | Tensor, left: int) -> Tensor
         lost = int(steps.alpha_t[0] == 0)  # only the first time can have it
         if not lost and lowered is False:
             return None
-        ends = [len(steps.t) - k + left if lowered else most for k in range(len(steps.t))]
-        return torch.tensor([min(most, end, max(0, k - lost)) for k, end in enumerate(ends)])
+        count = len(steps.grid) - 1
+        met = [min(most, max(0, k - lost)) for k in range(count)]
+        return torch.tensor([min(k, count - i + left) for i, k in enumerate(met)] if lowered else met)
     known = torch.stack([past.isfinite() for past in steps.past(most)]).sum(0)
     return torch.where(torch.as_tensor(lowered), torch.minimum(known, steps.left + left), known)
 
@@ -148,20 +149,18 @@ def solve_weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Te
         nodes: r_1 .. r_q, distinct and not 0; any broadcastable shapes.
         moments: m_1 .. m_q.
     """
-    weights = []
-    for j, node in enumerate(nodes):
-        others = [other for k, other in enumerate(nodes) if k != j]
-        integral = moments[0]  # of theta times prod_k (theta - r_k)
-        if len(others) == 1:
-            integral = torch.addcmul(moments[1], others[0], moments[0], value=-1)
-        elif others:
-            outer = torch.addcmul(moments[2], others[0] + others[1], moments[1], value=-1)
-            integral = torch.addcmul(outer, others[0] * others[1], moments[0])
-        scale = node
-        for other in others:
-            scale = scale * (node - other)
-        weights.append(integral / scale)
-    return weights
+    if len(nodes) < 2:
+        return [moments[0] / node for node in nodes]
+    if len(nodes) == 2:
+        (a, b), gap = nodes, nodes[0] - nodes[1]
+        over_a, over_b = (torch.addcmul(moments[1], other, moments[0], value=-1) for other in (b, a))
+        return [over_a / (a * gap), -over_b / (b * gap)]
+    a, b, c = nodes
+    node, one, two = torch.stack((a, b, c)), torch.stack((b, a, a)), torch.stack((c, c, b))  # each with the two others
+    both = one * two
+    outer = torch.addcmul(moments[2], one + two, moments[1], value=-1)
+    integral = torch.addcmul(outer, both, moments[0])  # of theta (theta - r_one) (theta - r_two)
+    return list((integral / (node * (node - one) * (node - two))).unbind())
 
 
 def exponential_moments(y: Tensor, count: int) -> list[Tensor]:

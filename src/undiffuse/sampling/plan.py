@@ -1,13 +1,13 @@
 """Plans: everything about a sampling run that does not depend on the network, computed once in float64.
 
 Entries are never changed once planned; they are not frozen dataclasses only because those take three times as long
-to make, which a run of 50 cheap steps would notice.
+to make, which a run of 50 cheap steps would notice. What every stage has is given by position for the same reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from undiffuse.process.times import Time, align
 Coefficient = float | Tensor
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True)
 class Stage:
     """One evaluation of the denoiser, and what is done with it.
 
@@ -33,11 +33,11 @@ class Stage:
     step: int
     t: Time
     s: Time
-    closes: bool = True
-    frozen: Tensor | None = None
+    closes: bool = field(default=True, kw_only=True)
+    frozen: Tensor | None = field(default=None, kw_only=True)
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True)
 class AffineStage(Stage):
     """A stage of the shared affine rule
 
@@ -55,10 +55,10 @@ class AffineStage(Stage):
 
     state: Coefficient
     means: tuple[tuple[Coefficient, ...], ...]
-    start: Coefficient | None = None
-    noise: Coefficient | None = None
-    path: tuple[tuple[int, ...], Tensor] | None = None
-    remembered: tuple[Coefficient, Coefficient] | None = None
+    start: Coefficient | None = field(default=None, kw_only=True)
+    noise: Coefficient | None = field(default=None, kw_only=True)
+    path: tuple[tuple[int, ...], Tensor] | None = field(default=None, kw_only=True)
+    remembered: tuple[Coefficient, Coefficient] | None = field(default=None, kw_only=True)
 
 
 @dataclass(kw_only=True)

@@ -168,13 +168,13 @@ class AffineSolver(Solver):
 
     def step(self, stage: AffineStage, x: Tensor, post: Any, memory: Memory, z: Tensor | None) -> tuple[Tensor, Memory]:
         """Apply the shared affine rule and update the memory."""
+        rows, past = stage.means, memory.past
         if stage.remembered is None:
             kept = met = (post.mean, *memory.means)
         else:
             kept = (plus(scaled(stage.remembered[0], x), stage.remembered[1], post.mean),)
             met = (post.mean, *kept)
-        means = (*met, *memory.past)
-        moved = combined(stage.state, x, stage.means[min(len(memory.past), len(stage.means) - 1)], means)
+        moved = combined(stage.state, x, rows[len(past)] if len(past) < len(rows) else rows[-1], (*met, *past))
         if stage.start is not None:
             assert memory.start is not None
             moved = plus(moved, stage.start, memory.start)
@@ -244,7 +244,7 @@ def _shared_stages(columns: Columns, times: list[float]) -> tuple[Stage, ...]:
     stds = repeat(None) if columns.noise is None else numbers(columns.noise)
     kept = repeat(None) if columns.remembered is None else zip(*(c.tolist() for c in columns.remembered), strict=True)
     return tuple(
-        AffineStage(step=k, t=t, s=s, state=state, means=means, noise=std or None, remembered=pair)
+        AffineStage(k, t, s, state, means, noise=std or None, remembered=pair)
         for k, (t, s), state, means, std, pair in zip(
             count(), pairwise(times), numbers(columns.state), zip(*rows, strict=True), stds, kept, strict=False
         )

@@ -94,12 +94,13 @@ class UniPC(Multistep):
         nodes, new = [(older - own) / before for older in past], torch.ones_like(before)
         solve = self._solution(before, steps.alpha_t, steps.sigma_t, self.order)
         carried = steps.sigma_s / steps.sigma_t if self.form == "data" else steps.alpha_s / steps.alpha_t
+        minus = -carried
         table = []
         for q in range(self.order):
             *corrected, newest = solve([*nodes[:q], new])
             change = [c - p for c, p in zip(corrected, solve(nodes[:q]), strict=True)]
             # The differences of that step are from its own mean; ours are from the newest.
-            table.append([-carried * sum(change, start=newest), *(carried * c for c in change)])
+            table.append([minus * sum(change, start=newest), *(carried * c for c in change)])
         # The order of the step before is limited by one more step left than here.
         return stack_rows(table, usable(steps, self.order, self.lowered(steps), left=1))
 

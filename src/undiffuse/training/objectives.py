@@ -116,6 +116,13 @@ class Objective(nn.Module, ABC):
     def after_step(self, denoiser: Any, step: int) -> None:
         """Follow the weights after each optimizer step; `step` are the steps done. Nothing by default."""
 
+    def span(self, step: int, steps: int) -> tuple[int, int]:
+        """Return the first step of the part of a run of `steps` that `step` belongs to, and the step after its last.
+
+        The learning rate decays within each part. By default the run is one.
+        """
+        return 0, steps
+
     def couple(self, denoiser: Any, corrupted: Corrupted, parts: int) -> Corrupted:
         """Look at a whole batch before it is scored in `parts` of equal size, and return it with what they need of it.
 

@@ -24,14 +24,22 @@ MOMENTUM = "momentum_buffer"  # torch's name of Muon's state
 _AT_THE_ENDS = frozenset({"conditioners", "context", "deviation", "embedding", "enter", "leave", "variance"})
 
 
-def learning_rate(step: int, options: TrainOptions) -> float:
+def learning_rate(step: int, options: TrainOptions, span: tuple[int, int] | None = None) -> float:
     """Return the rate of optimizer step `step`, counted from 0: linear warm-up, then decay to the share `final_lr`.
 
     With `decay=plateau` it stays at its peak; see `undiffuse.training.plateau`.
+
+    Args:
+        step: At least 0.
+        options: Length, warm-up and course.
+        span: First step of the course that `step` is part of and the step after its last, where a run has several (see
+            `Objective.span`); None: the whole run. The warm-up is that of the run alone.
     """
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
-    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    first, end = span or (0, options.steps)
+    first = max(first, options.warmup)
+    done = (step - first) / max(1, end - first)
     share = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}.get(options.decay, 1.0)
     return options.lr * (options.final_lr + (1 - options.final_lr) * share)
 

@@ -169,7 +169,8 @@ class Trainer:
         per_sample = losses.per_sample
         self.layout.take_gradients()
         loss = self.devices.mean(per_sample.mean())
-        self.rate = learning_rate(number, self.options) * (plateau.share if plateau else 1.0)
+        span = self.objective.span(number, self.options.steps)
+        self.rate = learning_rate(number, self.options, span) * (plateau.share if plateau else 1.0)
         clips = self.options.clip_steps is None or number < self.options.clip_steps
         report = self.update(loss, self.rate, clips)
         if plateau is not None:
