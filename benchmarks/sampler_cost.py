@@ -1,12 +1,12 @@
 """What the sampling loop itself costs: a null network on 256 points in the plane, 50 steps, set-up included.
 
 Each of our solvers runs beside the scheduler of diffusers that takes the same steps, in one process on one core, in
-turns of `--runs` runs, as `torch.utils.benchmark` would time them; reported is the ratio of the medians of turns. With
-`--runs 1` each finds the processor's caches full of the other, which costs the shorter one more. "posterior" asks a
-denoiser that returns a constant posterior, so that it is the loop alone; "network" asks a `NetworkDenoiser` around a
-null backbone, conversions included.
+turns that `torch.utils.benchmark` times; reported is the ratio of the medians of turns. With `--runs 1` turns are
+single runs: each then finds the processor's caches full of the other, which costs the shorter one more. "posterior"
+asks a denoiser that returns a constant posterior, so that it is the loop alone; "network" asks a `NetworkDenoiser`
+around a null backbone, conversions included.
 
-    python benchmarks/sampler_cost.py [--runs 10] [--out results.json]
+    python benchmarks/sampler_cost.py [--runs 1] [--out results.json]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from undiffuse.denoisers.base import Denoiser
 from undiffuse.denoisers.network import NetworkDenoiser
@@ -31,7 +32,7 @@ from undiffuse.report.measures import Measure, Results, machine_settings, publis
 from undiffuse.sampling.loop import sample
 from undiffuse.sampling.registry import make_solver
 
-POINTS, STEPS, REPEATS = (256, 2), 50, 40
+POINTS, STEPS, TURNS = (256, 2), 50, 9
 ASKED = {"ddim": 1 / 5, "dpm++2m": 1 / 8, "dpm++3m": 1 / 8, "unipc-3": 1 / 15}
 STOCHASTIC = 2.0  # times the deterministic solver, its draws not counted
 
@@ -85,25 +86,34 @@ def theirs(scheduler: Any) -> None:
             x = scheduler.step(eps, t, x).prev_sample
 
 
-def medians(tasks: dict[str, Callable[[], None]], repeats: int, runs: int) -> dict[str, float]:
-    """Return the median seconds of a run of each task, in turns of `runs` runs."""
+def medians(tasks: dict[str, Callable[[], None]], turns: int, runs: int) -> dict[str, float]:
+    """Return the median seconds of a run of each task, in turns of `runs` runs, or of a fifth of a second for 0."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(repeats + 5):
+    for _ in range(turns):
         for name, task in tasks.items():
-            start = time.perf_counter()
-            for _ in range(runs):
-                task()
-            if turn >= 5:
-                times[name].append((time.perf_counter() - start) / runs)
+            times[name].append(_timed(task, runs) if runs else _timer(task).blocked_autorange(min_run_time=0.2).median)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _timer(task: Callable[[], None]) -> Timer:
+    return Timer("task()", globals={"task": task})
+
+
+def _timed(task: Callable[[], None], runs: int) -> float:
+    """Return the mean seconds of a run, the first one too, which torch's timer leaves out."""
+    begun = time.perf_counter()
+    for _ in range(runs):
+        task()
+    return (time.perf_counter() - begun) / runs
 
 
 def main() -> None:
     """Measure and print JSON."""
     parser = script_options(__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="runs in a row")
+    parser.add_argument("--runs", type=int, default=0, help="runs of a turn; 0: those of a fifth of a second")
     asked = parser.parse_args()
-    repeats, runs = 5 if asked.quick else REPEATS, 1 if asked.quick else asked.runs
+    runs = 1 if asked.quick else asked.runs
+    turns = 5 if asked.quick else TURNS if runs == 0 else 20 * TURNS
     torch.set_num_threads(1)
     process = GaussianProcess(ddpm_schedule())
     constant = NullDenoiser(process)
@@ -123,7 +133,7 @@ def main() -> None:
                 "posterior": lambda solver=solver: ours(constant, solver),
                 "network": lambda solver=solver: ours(network, solver),
             },
-            repeats,
+            turns,
             runs,
         )
         against = f"of {type(scheduler).__name__} of diffusers"
@@ -133,7 +143,7 @@ def main() -> None:
         rows += [Measure(f"{solver}: {name}", 1e3 * seconds, "ms") for name, seconds in found.items()]
     found = medians(
         {"dpm++2m": lambda: ours(constant, "dpm++2m"), "sde": lambda: ours(constant, "sde-dpm++2m"), "draws": draws},
-        repeats,
+        turns,
         runs,
     )
     ratio = (found["sde"] - found["draws"]) / found["dpm++2m"]
@@ -141,7 +151,7 @@ def main() -> None:
     rows.append(Measure("the draws", 1e3 * found["draws"], "ms"))
     said = "The sampling loop on 256 points with a network that costs nothing, 50 steps, against diffusers' schedulers."
     publish(
-        Results("Cost of the sampling loop", said, tuple(rows), machine_settings(repeats=repeats, runs=runs)), asked.out
+        Results("Cost of the sampling loop", said, tuple(rows), machine_settings(turns=turns, runs=runs)), asked.out
     )
 
 
