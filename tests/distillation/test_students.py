@@ -130,6 +130,25 @@ def test_progressive_a_round_ends_in_its_average(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(first, run.denoiser.parameters(), strict=True))
 
 
+def test_progressive_rate_and_averages_begin_anew_in_every_round(tmp_path: Path) -> None:
+    run = trainer(tmp_path, "progressive", OBJECTIVES["progressive"])
+    run.resume()
+    rates = []
+    for _ in range(run.options.steps):
+        run.step()
+        rates.append(run.rate)
+    half = run.options.steps // 2
+    assert rates[half] == max(rates) and rates[half - 1] < 0.1 * rates[half]
+    assert run.state.begun == half
+
+    anew = trainer(tmp_path / "anew", "progressive", OBJECTIVES["progressive"])
+    anew.resume()
+    for _ in range(half + 1):
+        anew.step()
+    weights, averages = dict(anew.denoiser.named_parameters()), anew.state.named_averages()
+    assert all(torch.equal(average[name], weights[name]) for average in averages for name in weights)
+
+
 def test_running_weights_are_one_over_the_mean_loss() -> None:
     weight = LevelWeight()
     levels = torch.tensor([-6.9, 0.01, 0.02, 0.03, 5.0], dtype=torch.float64)

@@ -32,6 +32,14 @@ def test_the_rate_warms_up_and_decays():
     assert learning_rate(100, TrainOptions(steps=110, warmup=10, lr=2.0, decay="constant")) == 2.0
 
 
+def test_in_parts_of_a_run_the_rate_falls_anew():
+    options = TrainOptions(steps=100, warmup=10, lr=2.0, decay="linear")
+    assert learning_rate(5, options, (0, 50)) == learning_rate(5, options)
+    assert learning_rate(10, options, (0, 50)) == learning_rate(50, options, (50, 100)) == pytest.approx(2.0)
+    assert learning_rate(30, options, (0, 50)) == learning_rate(75, options, (50, 100)) == pytest.approx(1.0)
+    assert learning_rate(99, options, (50, 100)) == pytest.approx(0.04)
+
+
 def two_parameters() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.training.tiny import tiny_trainer
+from undiffuse.distillation import distill
 from undiffuse.errors import CheckpointError
 from undiffuse.models import load
 from undiffuse.training.posthoc import combination_for, reconstruct_ema, snapshots_in
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def distance(model, other) -> float:
     """Return the distance of the weights relative to their size."""
-    a, b = (torch.cat([p.detach().double().flatten() for p in of.denoiser.parameters()]) for of in (model, other))
+    a, b = (torch.cat([p.detach().double().flatten() for p in of.module.parameters()]) for of in (model, other))
     return float((a - b).norm() / b.norm())
 
 
@@ -97,3 +98,18 @@ def test_damaged_and_foreign_snapshots_are_named(run, tmp_path):
 def test_a_width_out_of_range_is_refused(run):
     with pytest.raises(ValueError, match=r"below 0\.288"):
         combination_for(snapshots_in(run), 0.5)
+
+
+def test_where_averages_begin_anew_only_snapshots_of_the_last_part_count(run, tmp_path):
+    rounds = {"first_steps": 4, "average": 0.1}
+    keys = {"steps": STEPS, "batch_size": 16, "preview_every": 0, "checkpoint_every": 1000, "lr": 2e-2}
+    teacher = load(run)
+    folder = tmp_path / "student"
+    distill(teacher, method="progressive", data="moons", out=folder, objective=rounds, snapshot_every=20, **keys)
+    snapshots = snapshots_in(folder)
+    assert [snapshot.step for snapshot in snapshots] == [120, 140, 160, 180, 200]
+    assert {snapshot.begun for snapshot in snapshots} == {100}
+    assert distance(reconstruct_ema(folder, 0.05), load(folder)) < 1e-6
+    straight = tmp_path / "straight"
+    distill(teacher, method="progressive", data="moons", out=straight, objective=rounds, ema=(0.08,), **keys)
+    assert distance(reconstruct_ema(folder, 0.08), load(straight)) < 1e-3

@@ -6,8 +6,8 @@ t -> m -> s land, z. Its DDIM step must then have the mean
     target = (z - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),
 
 and the loss is max(SNR_t, 1) |target - g(x_t, t, s)|^2. The next teacher is the average over the round. Times are those
-of a grid uniform in t. The learning rate falls anew in every round, as in the authors' code: one fall over the whole
-run would leave nothing to learn with for the last round, which has the longest steps.
+of a grid uniform in t. The learning rate falls anew in every round, as in the authors' code, and the averages of the
+run begin anew: students of two rounds answer different questions, so their weights must not be mixed.
 
 Source: Salimans and Ho 2022, "Progressive distillation for fast sampling of diffusion models", arXiv:2202.00512,
 algorithm 2 and appendix G.

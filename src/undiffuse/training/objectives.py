@@ -119,7 +119,7 @@ class Objective(nn.Module, ABC):
     def span(self, step: int, steps: int) -> tuple[int, int]:
         """Return the first step of the part of a run of `steps` that `step` belongs to, and the step after its last.
 
-        The learning rate decays within each part. By default the run is one.
+        In each part the learning rate falls anew, and the averages begin anew. By default the run is one.
         """
         return 0, steps
 

@@ -34,17 +34,27 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file of averages: where it is, after which step, and the widths of `ema0`, `ema1`, ..."""
+    """A file of averages: where it is, after which step, the widths of `ema0`, `ema1`, ..., and when they began."""
 
     path: Path
     step: int
     widths: tuple[float, ...]
+    begun: int = 0
+
+    def profile(self, width: float) -> Profile:
+        """Return the profile of an average of a width after this step."""
+        return Profile(self.step - self.begun, width)
 
 
 def write_snapshot(
-    folder: Path, step: int, averages: list[dict[str, Tensor]], widths: tuple[float, ...], dtype: torch.dtype
+    folder: Path,
+    step: int,
+    averages: list[dict[str, Tensor]],
+    widths: tuple[float, ...],
+    dtype: torch.dtype,
+    begun: int = 0,
 ) -> None:
-    """Write the averages after `step`, parameters by name, below the run's `folder`.
+    """Write the averages after `step`, parameters by name, which began after `begun` steps, below the run's `folder`.
 
     Raises:
         TrainingError: The disk is full or not writable.
@@ -53,7 +63,8 @@ def write_snapshot(
 
     named = {f"ema{i}/{name}": part for i, average in enumerate(averages) for name, part in average.items()}
     tensors = {name: part.detach().to(dtype).contiguous() for name, part in named.items()}
-    facts = {"undiffuse": json.dumps({"step": step, "widths": widths})}  # one entry: their order in a file is by chance
+    # One entry, for the order of several in a file is by chance.
+    facts = {"undiffuse": json.dumps({"step": step, "widths": widths, "begun": begun})}
     store = folder / SNAPSHOTS
     with disk_errors(f"snapshot of step {step}", folder):
         store.mkdir(exist_ok=True)
@@ -71,7 +82,7 @@ def drop_snapshots(folder: Path, after: int) -> None:
 
 
 def snapshots_in(folder: Path) -> list[Snapshot]:
-    """Return the snapshots of a run, oldest first.
+    """Return the snapshots of a run whose averages began when those of its last one did, oldest first.
 
     Raises:
         CheckpointError: There is none, or one is damaged.
@@ -82,7 +93,7 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
             f"{folder} holds no snapshots of averages (ema/step-*.safetensors); train with train.snapshot_every=N, "
             f"such as a fiftieth of the steps."
         )
-    return found
+    return [snapshot for snapshot in found if snapshot.begun == found[-1].begun]
 
 
 def combination_for(snapshots: list[Snapshot], width: float) -> Combination:
@@ -91,8 +102,8 @@ def combination_for(snapshots: list[Snapshot], width: float) -> Combination:
     Raises:
         ValueError: The width is out of range.
     """
-    profiles = [Profile(snapshot.step, own) for snapshot in snapshots for own in snapshot.widths]
-    return combine_profiles(profiles, Profile(snapshots[-1].step, width))
+    profiles = [snapshot.profile(own) for snapshot in snapshots for own in snapshot.widths]
+    return combine_profiles(profiles, snapshots[-1].profile(width))
 
 
 def reconstruct_ema(run_folder: str | Path, width: float) -> Model:
@@ -153,7 +164,7 @@ def _read_facts(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["undiffuse"])
-        return Snapshot(path, facts["step"], tuple(facts["widths"]))
+        return Snapshot(path, facts["step"], tuple(facts["widths"]), facts.get("begun", 0))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the snapshot {path} cannot be read ({error}); remove it.") from error
 

@@ -39,7 +39,7 @@ class TrainingState:
     def __init__(
         self, denoiser: Trained, objective: Objective, options: TrainOptions, layout: Layout | None = None
     ) -> None:
-        self.denoiser, self.objective = denoiser, objective
+        self.denoiser, self.objective, self.steps = denoiser, objective, options.steps
         self.layout = layout or Layout(denoiser)
         self.named = self.layout.parameters
         self.parameters: Sequence[nn.Parameter] = list(self.named.values())
@@ -57,11 +57,16 @@ class TrainingState:
         self.window = Window()
         self.step = 0
 
+    @property
+    def begun(self) -> int:
+        """Steps done when the averages of now began: with the part of the run that the last step was in."""
+        return self.objective.span(max(0, self.step - 1), self.steps)[0]
+
     def average(self) -> None:
         """Count an optimizer step and take its weights into every average."""
         self.step += 1
         for profile in self.averages:
-            profile.update(self.parameters, self.step)
+            profile.update(self.parameters, self.step - self.begun)
 
     @torch.no_grad()
     def model(self) -> Trained:
@@ -71,14 +76,14 @@ class TrainingState:
         """
         for own, now in zip(self.averaged.buffers(), self.denoiser.buffers(), strict=True):
             own.copy_(now)
-        self.layout.show(self.averages[0].at(self.parameters, self.step))
+        self.layout.show(self.averages[0].at(self.parameters, self.step - self.begun))
         return self.averaged
 
     def named_averages(self) -> list[dict[str, Tensor]]:
         """Return the averages by parameter; all processes must ask, the result is for the main one."""
         return [
             {name: self.layout.whole(name, part) for name, part in zip(self.named, now, strict=True)}
-            for now in (profile.at(self.parameters, self.step) for profile in self.averages)
+            for now in (profile.at(self.parameters, self.step - self.begun) for profile in self.averages)
         ]
 
     def tensors(self) -> dict[str, Tensor]:

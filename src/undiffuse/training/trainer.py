@@ -268,7 +268,7 @@ class Trainer:
         averages, dtype = self.state.named_averages(), getattr(torch, self.options.snapshot_dtype)
         with self.devices.agree():
             if self.devices.is_main:
-                write_snapshot(self.folder, self.state.step, averages, self.options.ema, dtype)
+                write_snapshot(self.folder, self.state.step, averages, self.options.ema, dtype, self.state.begun)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self.log is not None:
