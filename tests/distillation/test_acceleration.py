@@ -229,7 +229,7 @@ def test_accumulated_batches_train_the_same_model(tmp_path):
 
 
 def test_a_learning_rate_of_0_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("undiffuse.training.trainer.learning_rate", lambda step, options: 0.0)
+    monkeypatch.setattr("undiffuse.training.trainer.learning_rate", lambda *_: 0.0)
     untuned = model()
     result = tune(tmp_path / "run", model=untuned, samples=0)
     own, before = result.model.denoiser.state_dict(), untuned.denoiser.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from undiffuse.models.world import speaks
 from undiffuse.networks.backbone import Backbone
 from undiffuse.process.options import GaussianOptions
 from undiffuse.training.devices import choose_device
+from undiffuse.training.fine_tuning import tunable
 from undiffuse.training.given import GIVEN, is_name
 from undiffuse.training.latents import encode_data
 from undiffuse.training.recipe import Recipe, override_layers
@@ -147,7 +148,7 @@ def accelerate(
     if not counts:
         raise ConfigError("steps is empty; give a number of sampling steps, such as 5.")
     name = str(model) if isinstance(model, (str, Path)) else ""
-    untuned = load(model) if isinstance(model, (str, Path)) else model
+    untuned = tunable(load(model), name) if isinstance(model, (str, Path)) else model
     _check_model(untuned)
     folder = Path(out) if out is not None else Path("runs") / f"{_short(name)}-{counts[0]}-steps"
     chosen = {
@@ -297,7 +298,7 @@ def _open(model: Model, data: Any, options: DataOptions) -> Dataset:
         x = torch.as_tensor(data)
         if tuple(x.shape[1:]) != tuple(model.spec.shape):
             raise DataError(f"data has shape {tuple(x.shape)}; the model's items need (N, {model.spec.shape}).")
-        return TensorDataset(data=x, spec=model.spec)
+        return TensorDataset(data=x, spec=replace(model.spec, classes=(), cond={}))  # an array has no labels
     if not hasattr(data, "batch") or not hasattr(data, "spec"):
         raise DataError(f"cannot tune on a {type(data).__name__}; give a name, a path, an array or a data set.")
     if tuple(data.spec.shape) != tuple(model.spec.shape):

@@ -254,7 +254,7 @@ def _independent(tuned_on: str, dataset: Dataset, codec: Codec | None) -> str:
     natural = spec.shape == _NATURAL
     if natural and tuned_on.partition(":")[0] != "classifier":
         return "classifier"
-    small = len(spec.classes) > 1 and len(dataset) <= _OWN_CLASSIFIER
+    small = len(dataset.spec.classes) > 1 and len(dataset) <= _OWN_CLASSIFIER
     return "classifier" if small and not natural else "random"
 
 

@@ -7,7 +7,7 @@ gradient, and it is the values out of range that most need one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ class _Decoded:
     """A data set as images: decoded where the training works on latents."""
 
     def __init__(self, dataset: Dataset, codec: Codec | None, spec: DataSpec) -> None:
-        self.dataset, self.codec, self.spec = dataset, codec, spec
+        self.dataset, self.codec, self.spec = dataset, codec, replace(spec, classes=dataset.spec.classes)
 
     def __len__(self) -> int:
         return len(self.dataset)

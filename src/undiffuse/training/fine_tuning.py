@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from undiffuse.config import resolve
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.distillation.build import SCHEDULE_FREE
 from undiffuse.errors import CheckpointError
-from undiffuse.models import load
+from undiffuse.models import Model, load
 from undiffuse.networks.backbone import Backbone
 from undiffuse.networks.inflation import fill_inflated, has_temporal
+from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.pretrained.loading import is_diffusers
 from undiffuse.spec import DataSpec
+from undiffuse.training.build import build_denoiser
 from undiffuse.training.objectives import Trained
-from undiffuse.training.starting import fit_labels
+from undiffuse.training.recipe import Recipe
+from undiffuse.training.starting import fit_labels, recipe_of
 
 _VARIANCE = "backbone.variance"  # a head that a student does not need
 
@@ -37,6 +41,29 @@ def start_from(denoiser: Trained, name: str) -> None:
         )
     _check_tokens(denoiser.spec, model.state_spec, name)
     take_weights(denoiser, model.module, name)
+
+
+def tunable(model: Model, name: str) -> Model:
+    """Return a pipeline of diffusers as a model of the same answers whose network is trained here; others as they are.
+
+    Args:
+        model: What `name` stands for.
+        name: See `start_from`; empty for none.
+
+    Raises:
+        CheckpointError: The pipeline reads prompts, or is of another kind that is not trained here.
+    """
+    given = recipe_of(name)
+    if not given:
+        return model
+    if given["model"]["kind"] == PretrainedNetworkOptions.kind:
+        raise CheckpointError(
+            f"{name} reads prompts, and its sampler is not tuned here; train a LoRA for it with undiffuse train "
+            f"PICTURES train.init={name}, or use one that was distilled for few steps (--load lora=FILE)."
+        )
+    own = build_denoiser(resolve(Recipe, given), model.state_spec, told=True)
+    take_weights(own, model.module, name)
+    return Model(own, model.spec, model.defaults, {"recipe": given}, model.codec)
 
 
 @torch.no_grad()

@@ -124,10 +124,11 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
     labels = found.pop("cond/label", None)
     cond = {name.removeprefix("cond/"): part for name, part in found.items() if name.startswith("cond/")}
     line = f"latents of shape {latent_words(codec.latent)}, {human_bytes(need)}"
+    latent = replace(codec.latent, classes=dataset.spec.classes, cond=dataset.spec.cond)
     return TensorDataset(
         data=found["z"],
-        spec=codec.latent,
-        stored=replace(codec.latent, mean=(), std=()),  # they are in model units already
+        spec=latent,
+        stored=replace(latent, mean=(), std=()),  # they are in model units already
         labels=labels,
         cond=cond,
         notes=(*dataset.summary(), line),
