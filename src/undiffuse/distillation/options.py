@@ -57,7 +57,7 @@ class ProgressiveOptions(FlowMapOptions):
     """Progressive distillation: a student of N steps learns two steps of its teacher at once, again and again."""
 
     kind: Literal["progressive"] = "progressive"
-    first_steps: int = option(16, "steps of the teacher in the first round, uniform in t")
+    first_steps: int = option(64, "steps of the teacher in the first round, uniform in t")
     last_steps: int = option(1, "steps of the student in the last round")
     average: float = option(0.1, "relative width of the average over a round, which is the next round's teacher")
 
@@ -66,7 +66,7 @@ class ProgressiveOptions(FlowMapOptions):
         ratio = self.first_steps / self.last_steps if self.last_steps >= 1 else 0
         if ratio < 2 or ratio != 2 ** (int(ratio).bit_length() - 1):
             raise ValueError(
-                f"first_steps={self.first_steps} must be last_steps={self.last_steps} times a power of 2; use 16 and 1."
+                f"first_steps={self.first_steps} must be last_steps={self.last_steps} times a power of 2; use 64 and 1."
             )
         if not 0 < self.average < 0.28:
             raise ValueError(f"average={self.average} must lie between 0 and 0.28.")
