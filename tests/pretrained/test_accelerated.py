@@ -55,6 +55,7 @@ def test_what_is_tuned_begins_with_the_answers_of_the_pipeline(folder: Path) -> 
     assert tunable(digits, "digits") is digits and tunable(digits, "") is digits
 
 
+@pytest.mark.filterwarnings("ignore:Frechet distance of")  # of 40 pictures
 def test_a_transformer_with_classes_and_a_codec_is_tuned_on_pictures_without_labels(tmp_path: Path) -> None:
     tiny.dit(tmp_path / "theirs", diffusers, None).save_pretrained(tmp_path / "theirs")
     pictures = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)

@@ -124,7 +124,7 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
     labels = found.pop("cond/label", None)
     cond = {name.removeprefix("cond/"): part for name, part in found.items() if name.startswith("cond/")}
     line = f"latents of shape {latent_words(codec.latent)}, {human_bytes(need)}"
-    latent = replace(codec.latent, classes=dataset.spec.classes, cond=dataset.spec.cond)
+    latent = _had(codec.latent, dataset.spec)
     return TensorDataset(
         data=found["z"],
         spec=latent,
@@ -133,6 +133,12 @@ def encode_data(codec: Codec, dataset: Dataset, device: torch.device, listener: 
         cond=cond,
         notes=(*dataset.summary(), line),
     )
+
+
+def _had(latent: DataSpec, data: DataSpec) -> DataSpec:
+    """Return the latents of a codec without labels and conditions that these data lack."""
+    cond = {name: part for name, part in latent.cond.items() if name in data.cond}
+    return replace(latent, classes=latent.classes if data.classes else (), cond=cond)
 
 
 def _fitting(codec: Codec, options: PretrainedCodecOptions, recipe: Recipe, dataset: Dataset) -> Codec:
