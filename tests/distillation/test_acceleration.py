@@ -90,7 +90,7 @@ def test_the_result_is_a_model_with_its_sampler_and_its_figures(tmp_path):
     first, last = result.rows[0].figures, result.rows[-1].figures
     assert last.tuned_on < first.tuned_on  # some steps at a high rate are enough to move nearer
     assert not torch.equal(x, untuned.sample(4, seed=3, solver="ddim", steps=2, grid="t"))
-    assert [row["step"] for row in read_monitor(tmp_path / "run")] == [2, 4, 6]
+    assert [row["step"] for row in read_monitor(tmp_path / "run")] == [0, 2, 4, 6]
 
 
 def conditioned(kind: str, n: int = 80) -> tuple[Model, TensorDataset]:
@@ -387,3 +387,29 @@ def test_a_rate_that_is_too_high_stops_and_keeps_the_best(place, capsys):
     code, _, err = run(capsys, *words, "--train-steps", 40, "train.lr=1e30", "train.checkpoint_every=1")
     said = [text for text in err.splitlines() if text.startswith("error:")]
     assert code == 1 and len(said) == 1 and ("lower train.lr" in said[0] or "Lower train.lr" in said[0])
+    kept, before = (load(folder).denoiser.state_dict() for folder in ("runs/points-2-steps", "points"))
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+def test_a_tuning_that_only_harms_ends_with_the_model_before_and_says_so(tmp_path):
+    heard: list[Any] = []
+    untuned = model()
+    result = tune(tmp_path / "run", model=untuned, lr=3.0, samples=0, listener=heard.append)
+    assert result.monitor[0]["step"] == result.model.info["step"] == 0
+    own, before = result.model.denoiser.state_dict(), untuned.denoiser.state_dict()
+    assert all(torch.equal(own[name], before[name]) for name in before)
+    assert any("no checkpoint was better than the model before" in getattr(event, "text", "") for event in heard)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"samples": 1}, "samples=1 cannot be compared; give at least 2, or 0"),
+        ({"solver": "ddpm-learned"}, "solver=ddpm-learned needs a variance head, which this model lacks"),
+        ({"solver": "flow-map"}, "solver=flow-map needs a flow map, which this model lacks"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, wrong, words):
+    with pytest.raises(ConfigError, match=words):
+        tune(tmp_path / "run", **wrong)
+    assert not (tmp_path / "run").exists()

@@ -43,6 +43,12 @@ def test_what_comes_back_is_what_was_saved(tmp_path: Path) -> None:
     assert again.sample_result(3).nfe == 2
 
 
+@pytest.mark.parametrize("steps", [0, -5])
+def test_fewer_jumps_than_one_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps={steps} must be at least 1"):
+        Model(held(), SPEC).sample(1, steps=steps)
+
+
 def test_sample_i_is_the_same_in_any_batch() -> None:
     model = Model(held(), SPEC)
     whole = model.sample(5, seed=3, solver="consistency", steps=3, cond={"label": [0, 1, 0, 1, 0]})

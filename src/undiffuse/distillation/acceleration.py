@@ -142,6 +142,8 @@ def accelerate(
         UndiffuseError, ValueError: Model, data or options do not fit; the message says what to do.
     """
     _check_method(method)
+    if samples < 0 or samples == 1:
+        raise ConfigError(f"samples={samples} cannot be compared; give at least 2, or 0 to leave the comparison out.")
     if train_steps < 1:
         raise ConfigError(f"train_steps={train_steps} tunes nothing; give at least 1, such as 400.")
     counts = (steps,) if isinstance(steps, int) else tuple(steps)
@@ -164,8 +166,12 @@ def accelerate(
     fill = None if name else partial(keep_model, untuned, UNTUNED)
     given: dict[str, Any] = {} if isinstance(features, str) else {"features": features}
     run = train_from(own, dataset, recipe, out=folder, codec=untuned.codec, listener=listener, fill=fill, **given)
+    monitor = tuple(read_monitor(folder))
+    if run.finished and speaks() and min(monitor, key=lambda row: row["distance"])["step"] == 0:
+        text = "no checkpoint was better than the model before, which is kept; lower train.lr, or tune for longer."
+        listener(Message("train", text, "warning"))
     if not run.finished or samples == 0 or not speaks():
-        return Accelerated(run=run, recipe=recipe, monitor=tuple(read_monitor(folder)))
+        return Accelerated(run=run, recipe=recipe, monitor=monitor)
     listener(Message("train", "comparing before and after"))
     return _compare(untuned, run, recipe, dataset, samples, given)
 

@@ -190,6 +190,9 @@ def tuned_samplers(recipe: Recipe, denoiser: Denoiser) -> list[Sampler]:
         assert isinstance(process, GaussianProcess)
         found = [Sampler(make_solver(chosen.solver), make_grid(process.schedule, n, chosen.grid)) for n in counts]
         for sampler in found:
+            needs = sampler.solver.needs
+            if needs and not getattr(denoiser, "learns_variance", False):
+                raise ValueError(f"solver={chosen.solver} needs {needs}, which this model lacks; use another, as ddim.")
             sampler.solver.plan(process, sampler.grid)  # now, not after the data were read
         return found
     except (ValueError, PlanError) as error:
@@ -260,6 +263,8 @@ def _independent(tuned_on: str, dataset: Dataset, codec: Codec | None) -> str:
 
 class TunedPublisher(Publisher):
     """Writes the model of a tuning where it is the best so far, by the judge's features for choosing.
+
+    The first is the model before, at step 0.
 
     Args:
         folder: The run's folder.

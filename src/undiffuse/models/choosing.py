@@ -77,7 +77,7 @@ def grid_of(
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
     if isinstance(solver, Jumps) and isinstance(model.module, FlowMap):
-        return jump_grid(model.module, count or 1, shape or "t")
+        return jump_grid(model.module, 1 if count is None else count, shape or "t")
     if shape is None and own is not None:
         return own.grid(_STEPS if count is None else count)
     if isinstance(process, GaussianProcess):

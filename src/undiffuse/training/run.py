@@ -305,6 +305,7 @@ def _train_into(
         recipe.train,
         folder,
         publish=publisher.model,
+        publish_start=isinstance(recipe.objective, MMDOptions),  # a tuning that only harms ends as it began
         published=publisher.published,
         preview=publisher.preview,
         listener=listener,

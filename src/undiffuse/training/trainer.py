@@ -64,6 +64,7 @@ class Trainer:
         options: How to train.
         folder: An existing folder for `log.jsonl` and `checkpoints/`.
         publish: Called with (averaged denoiser, step) at every checkpoint, to write the model.
+        publish_start: Call it before the first step too.
         published: Returns the step of the model that is written; one of another step is written again on resumption.
         preview: Called likewise every `preview_every` steps.
         listener: Hears `Advanced` and `Message`.
@@ -80,6 +81,7 @@ class Trainer:
         folder: Path,
         *,
         publish: Hook | None = None,
+        publish_start: bool = False,
         published: Callable[[], int | None] | None = None,
         preview: Hook | None = None,
         listener: Listener = silent,
@@ -90,6 +92,7 @@ class Trainer:
         self.devices = devices or Devices(options)
         self.options, self.folder, self.listener = options, folder, listener
         self.publish, self.published, self.preview = publish, published, preview
+        self.publish_start = publish_start
         self.devices.check_batch(options)
         self.denoiser = denoiser.to(self.devices.device).train()
         self.objective = objective.to(self.devices.device)
@@ -348,7 +351,9 @@ class Trainer:
         return None
 
     def _publish_again(self) -> None:
-        """Publish where the last sitting ended between its checkpoint and its model."""
+        """Publish where the last sitting ended between its checkpoint and its model, or where the start is wanted."""
+        if self.saved_step is None and self.publish_start:
+            self._publish()
         if self.saved_step is None or self.published is None:
             return
         if self.devices.any(self.devices.is_main and self.published() != self.saved_step):
