@@ -323,26 +323,28 @@ def test_dropped_labels_reach_the_network_and_guidance_is_part_of_the_sampler():
 
 
 class Affine(Denoiser):
-    """x_0 = w x + b at every time, per dimension."""
+    """x_0 = w x + b at every time, per dimension; at first the posterior mean of N(m, c^2) at alpha = 0.05."""
 
-    def __init__(self) -> None:
+    def __init__(self, m: Tensor, c: Tensor, alpha: float = 0.05) -> None:
         super().__init__()
         self.process = GaussianProcess(TrigSchedule())
-        self.w = nn.Parameter(torch.tensor([0.1, 0.1]))
-        self.b = nn.Parameter(torch.tensor([0.9, -1.8]))
+        w = alpha * c**2 / (alpha**2 * c**2 + 1 - alpha**2)
+        self.w, self.b = nn.Parameter(w), nn.Parameter(m - w * alpha * m)
 
     def posterior(self, x: Tensor, t: Any, cond: Any) -> Posterior:
         return Posterior(self.w * x + self.b)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "std_error"), [("rbf-mix", 0.05), ("linear", None)])
-def test_one_step_of_an_affine_denoiser_learns_mean_and_spread(kernel, std_error):
+@pytest.mark.parametrize("kernel", ["rbf-mix", "linear"])
+def test_one_step_of_an_affine_denoiser_learns_mean_and_spread(kernel):
     """Data N((1, -2), diag(.5, 2)^2). The linear kernel fixes the mean alone."""
-    denoiser, mean, std = Affine(), torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    mean, std = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    denoiser = Affine(mean, std)
+    assert bool((denoiser.w < 0.2 * std).all())  # one step from pure noise has the spread w: far too small
     loss = objective(denoiser, "ddim", 1, kernel=kernel, checkpoint=False)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.02)
-    kept, steps = [], 1200
+    kept, steps = [], 1500
     for k in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - k / steps)
         noise = KeyedNoise(0, range(128 * k, 128 * k + 128))
@@ -353,9 +355,11 @@ def test_one_step_of_an_affine_denoiser_learns_mean_and_spread(kernel, std_error
         if k >= steps - 300:
             kept.append(torch.stack([denoiser.b.detach(), denoiser.w.detach().abs()]))
     found = torch.stack(kept).mean(0)
-    torch.testing.assert_close(found[0], mean, rtol=0.03, atol=0.03)
-    if std_error is not None:
-        torch.testing.assert_close(found[1], std, rtol=std_error, atol=0)
+    assert bool(((found[0] - mean).abs() < 0.02 * std).all())
+    if kernel == "rbf-mix":
+        torch.testing.assert_close(found[1], std, rtol=0.02, atol=0)
+    else:
+        assert bool((found[1] < 0.6 * std).any())
 
 
 @pytest.mark.parametrize(
@@ -364,7 +368,8 @@ def test_one_step_of_an_affine_denoiser_learns_mean_and_spread(kernel, std_error
 def test_the_cubic_loss_of_an_affine_denoiser_is_that_of_moments(mean, std):
     """One step from pure noise draws N(b, diag(w^2)); 100 batches, 4 standard errors. The last is in the valley of
     equal third moments along which a fit by this kernel runs."""
-    denoiser, centre, spread = Affine(), torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    centre, spread = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0])
+    denoiser = Affine(centre, spread)
     with torch.no_grad():
         denoiser.b.copy_(torch.tensor(mean))
         denoiser.w.copy_(torch.tensor(std))
