@@ -196,6 +196,8 @@ def test_wrong_guidance_is_refused() -> None:
         ClassifierFreeGuidance(spec_mixture(process_of("vp")), 2.0).embed(None, 3)
     with pytest.raises(ValueError, match="takes no conditions"):
         ClassifierFreeGuidance(spec_mixture(process_of("vp")), 2.0).embed(COND, 5)
+    with pytest.raises(ValueError, match="guidance around guidance asks the inner one about no condition"):
+        ClassifierFreeGuidance(ClassifierFreeGuidance(denoiser, 2.0), 2.0).embed(COND, 5)
     guided = ClassifierFreeGuidance(denoiser, 2.0)
     with pytest.raises(ValueError, match="embed"):
         guided(normals(5, 2), 0.5, denoiser.embed(COND, 5))

@@ -51,11 +51,18 @@ class ClassifierFreeGuidance(Contrast):
         """Embed the null, in which conditions whose null is a value like others are kept, or the negative condition.
 
         Raises:
-            ValueError: No condition that can be left out is given, so there is nothing to guide by.
+            ValueError: No condition that can be left out is given, or guidance inside would have to answer for the
+                null: there is nothing to guide by.
         """
         kept = self._kept(cond)
         still = {name: rows for name, rows in (drop or {}).items() if name in kept}
         told = kept | self._negative_rows(batch)
+        inside = (part for part in self.denoiser.modules() if isinstance(part, ClassifierFreeGuidance))
+        if cond and not told and not all(part.is_neutral for part in inside):
+            raise ValueError(
+                "guidance around guidance asks the inner one about no condition, which leaves it nothing to guide by; "
+                "use one scale, or give the outer one a negative condition."
+            )
         reference = self.denoiser.embed(told or None, batch, still or None)
         if reference is None or (len(kept) == len(cond or {}) and not self.negative):
             raise ValueError(
