@@ -50,6 +50,21 @@ def test_it_pushes_by_the_difference_of_scores(schedule):
     assert ((gradient @ shift) > 0).float().mean() > 0.95
 
 
+def test_it_begins_by_regressing_jumps_on_the_teacher_s_samples_from_the_same_noise():
+    (mean, cov), process = law(), process_of("rf")
+    shift, exact = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64), exact_denoiser("rf")
+    right, shifted = exact_map("rf"), GaussianFlowMap(mean + shift, cov, process)
+    options = DMDOptions(jumps=3, warmup=0.5, teacher_steps=200)
+    objective = DMD(options, teacher=exact, fake=copy.deepcopy(exact), steps=10)
+    corrupted = batch_of(objective, right)
+    error = float(objective.score(right, corrupted).per_sample.max())
+    assert 0 < error < 1e-4  # of the teacher's steps
+    found = objective.score(shifted, corrupted).per_sample
+    torch.testing.assert_close(found, torch.full_like(found, 0.5 * float(shift.square().mean())), rtol=0, atol=0.01)
+    objective.after_step(right, 5)
+    assert float(objective.score(right, corrupted).per_sample.max()) == 0.0
+
+
 def test_several_jumps_are_trained_on_the_states_that_sampling_meets():
     """The exact map keeps the law of the data through every jump, so all rows have that law, to 4 standard errors."""
     flow_map, n = exact_map("rf"), 20_000
@@ -128,6 +143,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
         ({"jumps": 0}, "jumps"),
         ({"updates": 0}, "updates"),
         ({"fake_lr": 0.0}, "fake_lr"),
+        ({"warmup": 1.5}, "warmup"),
+        ({"teacher_steps": 0}, "teacher_steps"),
         ({"time_low": 0.99}, "time_low"),
     ],
 )

@@ -103,7 +103,7 @@ def make_flow_map_objective(options: FlowMapOptions, student: FlowMap, steps: in
     assert teacher is not None, "check_method asked for one"
     if isinstance(options, DMDOptions):
         assert isinstance(student, NetworkFlowMap)
-        return DMD(options, teacher=teacher, fake=copy.deepcopy(student.denoiser))
+        return DMD(options, teacher=teacher, fake=copy.deepcopy(student.denoiser), steps=steps)
     if isinstance(options, ReflowOptions):
         return Reflow(options, teacher=teacher)
     raise AssertionError(options)

@@ -9,8 +9,12 @@ D_real is the frozen teacher. D_fake denoises samples of G; it starts as the tea
 updates of the denoising loss before each update of G, with an optimizer of its own, whose state is saved with a run.
 
 With several jumps the generator is trained on the states that sampling meets: it makes all earlier jumps first, with
-fresh noise after each, and one of its jumps, drawn per row, is the sample. The logged loss is |g|^2 / 2 per value. The
-adversarial loss of DMD2 and the regression on pairs of DMD are left out.
+fresh noise after each, and one of its jumps, drawn per row, is the sample. The logged loss is |g|^2 / 2 per value.
+
+A student that starts as a good denoiser jumps from pure noise to one point, the mean of the data, and there the
+gradient has no direction to spread in: on a Gaussian it stays there for thousands of steps. So the run begins with the
+regression of DMD, on samples that the teacher's own steps make from the same noise, as DMD2 does for its one-step
+generators. The adversarial loss of DMD2 is left out.
 
 Source: Yin et al. 2024, "Improved distribution matching distillation for fast image synthesis", arXiv:2405.14867,
 sections 4.1 to 4.5; Yin et al. 2024, "One-step diffusion with distribution matching distillation", arXiv:2311.18828,
@@ -30,6 +34,7 @@ from undiffuse.denoisers.flow_map import FlowMap, Spans
 from undiffuse.distillation.objective import FlowMapObjective, embed, freeze
 from undiffuse.distillation.options import DMDOptions
 from undiffuse.distillation.own_adam import OwnAdam
+from undiffuse.distillation.reflow import follow_path
 from undiffuse.distillation.velocities import mean_of
 from undiffuse.noise import NoiseSource
 from undiffuse.process.times import align
@@ -48,14 +53,15 @@ class DMD(FlowMapObjective):
         options: Jumps, updates and times.
         teacher: The denoiser of the data.
         fake: The denoiser of samples, as it starts; a part of this objective from now on.
+        steps: Optimizer steps of the run, of which the regression takes a share.
     """
 
     spans: ClassVar[Spans] = "clean"
     uniforms: ClassVar[int] = 2
 
-    def __init__(self, options: DMDOptions, *, teacher: Denoiser | FlowMap, fake: Denoiser) -> None:
+    def __init__(self, options: DMDOptions, *, teacher: Denoiser | FlowMap, fake: Denoiser, steps: int = 0) -> None:
         super().__init__(teacher=teacher, drop=options.drop)
-        self.options = options
+        self.options, self.regressed = options, round(options.warmup * steps)
         freeze(fake)  # it is trained by `before_step` alone
         self.fake = fake
         self.adam = OwnAdam(list(fake.parameters()), options.fake_lr)
@@ -75,8 +81,10 @@ class DMD(FlowMapObjective):
         return replace(made, extras=made.extras | extras)
 
     def score(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
-        """Return |g|^2 / 2 as a loss of the sample."""
+        """Return |g|^2 / 2 as a loss of the sample; at first the error of the jump from pure noise, on pairs."""
         assert self.teacher is not None
+        if self.steps_done < self.regressed:
+            return self._regression(denoiser, corrupted)
         u = corrupted.extras["u"]
         x = self.generate(denoiser, corrupted, corrupted.extras["starts"][:, 0], u[:, 1])
         t = self.options.time_low + (self.options.time_high - self.options.time_low) * u[:, 0]
@@ -88,6 +96,18 @@ class DMD(FlowMapObjective):
             size = mean_over_items((real - x).abs()).clamp(min=_SMALLEST)
             target = x - align(process.schedule.alpha(t).to(x.dtype) / size, x) * (fake - real)
         return Losses(0.5 * mean_over_items((x - target).square()), process.schedule.half_logsnr(t))
+
+    def _regression(self, denoiser: FlowMap, corrupted: Corrupted) -> Losses:
+        """Return half the squared distance of single jumps from where the teacher gets from the same noise."""
+        assert self.teacher is not None
+        eps, process = corrupted.extras["starts"][:, 0, 0], denoiser.process
+        with torch.no_grad():
+            wanted = follow_path(self.teacher, replace(corrupted, extras={"eps": eps}), self.options.teacher_steps)
+        start = torch.full_like(corrupted.extras["u"][:, 0], denoiser.start)
+        cond = embed(denoiser, corrupted)
+        found = denoiser(process.prior(eps, denoiser.start), start, torch.zeros_like(start), cond)
+        levels = process.schedule.half_logsnr(start.clamp(max=process.schedule.t_max))
+        return Losses(0.5 * mean_over_items((found - wanted).square()), levels)
 
     def before_step(self, denoiser: FlowMap, corrupted: Corrupted) -> None:
         """Train D_fake on new samples."""

@@ -249,13 +249,21 @@ class DMDOptions(FlowMapOptions):
     fake_lr: float = option(5e-4, "learning rate of the denoiser of generated samples")
     time_low: float = option(0.02, "lowest time at which densities are compared")
     time_high: float = option(0.98, "highest time at which densities are compared")
+    warmup: float = option(0.1, "share of the steps, the first, that regress jumps on the teacher's own samples")
+    teacher_steps: int = option(20, "steps of the teacher from noise to such a sample")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "jumps", "updates")
+        at_least_one(self, "jumps", "updates", "teacher_steps")
         positive(self, "fake_lr")
+        share(self, "warmup")
         if not 0 < self.time_low < self.time_high < 1:
             raise ValueError(f"time_low={self.time_low} and time_high={self.time_high} must rise inside (0, 1).")
+
+    @property
+    def follows_length(self) -> bool:
+        """The regression is a share of the steps."""
+        return self.warmup > 0
 
     @property
     def default_steps(self) -> int:
