@@ -7,7 +7,9 @@ teacher's path through x_t does. Both are compared in data, after the target's j
 
 the target being an average of the student over training. Beside it the diagonal learns to denoise, with the weight
 (1 + SNR) of the `v` prediction and levels of EDM's law. Times are those of the `edm` grid in sigma / alpha, and s also
-0; the teacher walks over a few of them by Heun's method. Without a teacher the target's own diagonal takes its place.
+0; the teacher walks over up to `solver_steps` of them by Heun's method. Long walks cost calls of the teacher and spare
+the student learning its long jumps from slightly shorter ones, level after level. Without a teacher the target's own
+diagonal takes its place.
 
 The paper's LPIPS distance, its adversarial loss and its balance of losses by their gradients are left out.
 
@@ -99,7 +101,7 @@ class CTM(FlowMapObjective):
         cond = embed(held, corrupted)
         if isinstance(held, FlowMap):
             return advance(held, x, grid[places.t], grid[places.u], cond)
-        for step in range(self.options.solver_steps):
+        for step in range(min(self.options.solver_steps, self.options.levels - 1)):
             now, then = (torch.maximum(places.t - k, places.u) for k in (step, step + 1))
             x = advance(held, x, grid[now], grid[then], cond, heun=True)
         return x

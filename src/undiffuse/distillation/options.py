@@ -220,7 +220,7 @@ class CTMOptions(FlowMapOptions):
 
     kind: Literal["ctm"] = "ctm"
     levels: int = option(18, "noise levels between which jumps are trained")
-    solver_steps: int = option(2, "most levels over which the teacher walks before the jump that it is compared with")
+    solver_steps: int = option(17, "most levels over which the teacher walks before the jump that it is compared with")
     rho_min: float = option(0.002, "lowest sigma / alpha; the schedule's own where that is larger")
     rho_max: float = option(80.0, "highest sigma / alpha; the schedule's own where that is smaller")
     denoising: float = option(1.0, "weight of the denoising loss on the diagonal")
