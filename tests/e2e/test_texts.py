@@ -60,7 +60,7 @@ def test_what_a_text_model_cannot_do_is_refused(undiffuse: Command, text_run: Pa
     assert refused(digits_run, "--length", 4)("is for texts")
     assert refused(digits_run, "--temperature", 0.5)("continuous")
     assert refused(text_run, "--solver-option", "order=7")("order=7")
-    assert refused(text_run, "--solver-option", "ordr=2")("does not take these options")
+    assert refused(text_run, "--solver-option", "ordr=2")("has no option 'ordr'")
     assert refused(text_run, "--solver", "left-to-right")("model.causal=true")
     assert refused(reader, "--solver", "first-hitting")("solver=left-to-right")
     assert refused(reader, "--steps", 5)("steps=5", "one for each token")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,10 +144,14 @@ def test_wrong_solvers_and_options_are_refused() -> None:
         ("ddim", {"eta": 1.2}, "eta=1.2"),
         ("ddim", {"eta": -0.1}, "eta=-0.1"),
         ("ddim", {"eta": float("nan")}, "eta=nan"),
-        ("ddim", {"tau": 1.0}, "does not take these options"),
+        ("ddim", {"tau": 1.0}, "'ddim' has no option 'tau'; it has eta, rule, path"),
+        ("euler", {"tau": 1.0}, "'euler' has no option 'tau'; it has none"),
+        ("unipc", {"orders": 3}, "Did you mean 'order'?"),
         ("sde-dpm++2m", {"tau": -1.0}, "tau=-1"),
         ("dpm++2m", {"variant": "other"}, "variant"),
         ("edm-heun", {"churn": -1.0}, "churn=-1"),
+        ("edm-heun", {"churn_noise": -1.0}, "churn_noise=-1"),
+        ("edm-heun", {"churn_min": 5, "churn_max": 1}, "churn_min=5.0, churn_max=1.0 must rise"),
         ("ddpm", {"variance": "huge"}, "variance"),
         ("dpm-solver-2", {"r": 0.0}, "r=0.0"),
         ("dpm-solver-2", {"form": "score"}, "form='score'"),
@@ -162,6 +168,30 @@ def test_wrong_solvers_and_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make_solver(name, **options)
+
+
+def test_options_of_another_type_are_refused() -> None:
+    for name, options, message in (
+        ("ddim", {"eta": "abc"}, r"solver 'ddim': eta='abc' does not fit; expected float\."),
+        ("unipc", {"corrector": "maybe"}, r"corrector='maybe' does not fit; expected true \| false"),
+        ("ddpm", {"path": "maybe"}, "path='maybe'"),
+        ("ddpm", {"variance": 1}, r"variance=1 does not fit; expected 'small' \| 'large' \| 'learned'"),
+        ("dpm++3m", {"lower_final": "none"}, r"expected true \| false \| 'few' \| none"),
+        ("pc-langevin", {"corrections": 1.5}, "corrections=1.5 does not fit; expected int"),
+        ("annealed-langevin", {"updates": 2.5}, "updates=2.5"),
+        ("edm-heun", {"churn": 4, "churn_min": "abc"}, "churn_min='abc'"),
+        ("dpm++2m", {"order": True}, "order=True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_solver(name, **options)
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpm++3m", "deis-3", "dpm-fast"])
+def test_whole_numbers_stand_for_any_number_type(name: str) -> None:
+    solver: Any = make_solver(name, order=2.0)
+    assert solver == make_solver(name, order=2) and type(solver.order) is int
+    warm: Any = make_solver("ddim", eta=1)
+    assert type(warm.eta) is float
 
 
 def test_solvers_refuse_the_other_world() -> None:

@@ -65,7 +65,7 @@ class EDMHeun(AffineSolver):
         churn_noise: S_noise, the size of the fresh noise.
 
     Raises:
-        ValueError: `churn` below 0.
+        ValueError: `churn`, `churn_min` or `churn_noise` below 0, or `churn_max` not above `churn_min`.
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2. Deviation: rho is not raised beyond the
         schedule's own largest.
@@ -81,6 +81,13 @@ class EDMHeun(AffineSolver):
     def __post_init__(self) -> None:
         if not self.churn >= 0:
             raise ValueError(f"churn={self.churn} must be at least 0.")
+        if not self.churn_noise >= 0:
+            raise ValueError(f"churn_noise={self.churn_noise} must be at least 0; 1 adds as much as was missing.")
+        if not 0 <= self.churn_min < self.churn_max:
+            raise ValueError(
+                f"churn_min={self.churn_min}, churn_max={self.churn_max} must rise: 0 <= churn_min < churn_max, "
+                "both levels of sigma / alpha."
+            )
 
     @property
     def stochastic(self) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from undiffuse._lazy import resolve
+from undiffuse.config.schema import slots
+from undiffuse.config.values import read_value
+from undiffuse.errors import ConfigError
 from undiffuse.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -59,13 +62,27 @@ def make_solver(name: str, **options: Any) -> Solver:
     """Build the solver called `name`; `options` are its own, e.g. eta=0.5 for "ddim".
 
     Raises:
-        ValueError: The name or an option is unknown, or an option is out of range.
+        ValueError: The name or an option is unknown, or an option is of another type or out of range.
     """
     if name not in SOLVERS:
         near = did_you_mean(name, SOLVERS)
         raise ValueError(f"solver {name!r} is unknown; `undiffuse solvers` lists them all.{near}")
     location, preset = SOLVERS[name]
+    rule = resolve(location)
+    return rule(**{**preset, **_checked(name, rule, options)}) if options else rule(**preset)
+
+
+def _checked(name: str, rule: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options in the types of the fields of `rule`: 3.0 is 3 for a whole number, 1 is 1.0 for any."""
+    known = slots(rule)
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"solver {name!r} has no option {option!r}; {has}.{did_you_mean(option, known)}")
     try:
-        return resolve(location)(**{**preset, **options})
-    except TypeError as error:
-        raise ValueError(f"solver {name!r} does not take these options: {error}.") from error
+        return {
+            option: value if type(value) is known[option].hint else read_value(option, known[option].hint, value)
+            for option, value in options.items()
+        }
+    except ConfigError as error:
+        raise ValueError(f"solver {name!r}: {error}") from error
