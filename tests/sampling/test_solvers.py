@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -21,21 +22,24 @@ from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.registry import SOLVERS, make_solver
 
 STEPS = 9
-CALLS = {  # evaluations per step, where not 1
-    **dict.fromkeys(("heun", "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm2-ancestral", "dpm++2s"), 2),
-    **dict.fromkeys(("dpm-solver-3", "dpm++3s", "pc-langevin", "annealed-langevin"), 3),
-    "rk4": 4,
-}
+CALLS = {"pc-langevin": 3, "annealed-langevin": 3}  # evaluations per step, where an option of the case decides
 ONCE_FROM_PURE_NOISE = (
     "edm-heun", "edm-heun churn", "dpm-solver-2", "dpm2-ancestral", "dpm-solver-3", "dpm++2s", "dpm++3s"
 )  # fmt: skip
+
+
+def promised(solver: str, evaluations: str) -> int:
+    """Evaluations per step, of which one step to 0, and for some one from pure noise, takes 1: what the class says."""
+    found = re.fullmatch(r"(\d+)( \(1 (more )?in a step to 0\))?", evaluations)
+    assert found and (found[2] or found[1] == "1"), f"say evaluations of {solver} as '1' or 'N (1 in a step to 0)'"
+    return CALLS.get(solver, int(found[1]))
 
 
 @pytest.mark.parametrize("solver", list(CONTINUOUS_SOLVERS))
 @pytest.mark.parametrize("name", ["vp", "rf", "edm", "ddpm"])
 def test_evaluations_counted_equal_evaluations_promised(name: str, solver: str) -> None:
     process, rule = process_of(name), CONTINUOUS_SOLVERS[solver]
-    calls = CALLS.get(solver, 1)
+    calls = promised(solver, rule.evaluations)
     to_t_min = calls * STEPS
     if name == "rf" and solver in (*ONCE_FROM_PURE_NOISE, "annealed-langevin"):
         to_t_min -= calls - 1  # from alpha = 0 they take one DDIM step
