@@ -156,6 +156,20 @@ def test_defaults_hold_where_a_call_does_not_say() -> None:
     assert torch.equal(model.sample(2, grid=explicit, solver=make_solver("ddim")), model.sample(2))
 
 
+def test_a_solver_s_published_grid_goes_by_name() -> None:
+    model = vector_model()
+    schedule = model.denoiser.process.schedule  # type: ignore[union-attr]
+    for name in ("dpm-fast", "edm-heun", "deis-3"):
+        explicit = make_solver(name).published_grid(schedule, 6)
+        named = model.sample(2, solver=name, steps=6, grid="published")
+        assert torch.equal(named, model.sample(2, solver=name, grid=explicit)), name
+        assert not torch.equal(named, model.sample(2, solver=name, steps=6)), name
+    with pytest.raises(ValueError, match="Heun was published without a grid"):
+        model.sample(2, solver="heun", grid="published")
+    with pytest.raises(ValueError, match="which tokens do not have"):
+        token_model().sample(1, solver="ancestral", grid="published")
+
+
 def test_wrapping_constraints_and_start_reach_the_loop() -> None:
     model = vector_model()
     known = Known(torch.tensor([[0.25, 0.0]]), torch.tensor([[True, False]]))

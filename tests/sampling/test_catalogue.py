@@ -20,7 +20,7 @@ def test_every_solver_has_a_row_and_there_are_enough():
 def test_a_row_says_what_its_class_says(name: str):
     solver, facts = make_solver(name), CATALOGUE[name]
     assert (facts.order, facts.evaluations, facts.stochastic) == (solver.order, solver.evaluations, solver.stochastic)
-    assert facts.needs == solver.needs
+    assert (facts.needs, facts.grid) == (solver.needs, solver.grid)
     assert (facts.data == "tokens") == solver.discrete
     assert facts.what and facts.source
 

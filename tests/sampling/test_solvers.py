@@ -20,6 +20,7 @@ from undiffuse.process.grids import known, make_grid
 from undiffuse.process.times import Time
 from undiffuse.sampling.dpm_multistep import DPMMultistep
 from undiffuse.sampling.registry import SOLVERS, make_solver
+from undiffuse.sampling.singlestep import fast_grid
 
 STEPS = 9
 CALLS = {"pc-langevin": 3, "annealed-langevin": 3}  # evaluations per step, where an option of the case decides
@@ -135,6 +136,38 @@ def test_2m_remembers_nothing_across_an_edit() -> None:
     assert path is not None
     restarted = run(denoiser, DPMMultistep(), grid[5:], path[5] + 0.1).x
     torch.testing.assert_close(edited, restarted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vp", "rf", "edm", "ddpm"])
+def test_published_grids_end_in_samples(name: str) -> None:
+    process, x = process_of(name), normals(8, 2, seed=1)
+    x = x * process.coefficients(1.0, normals(1))[1]
+    for solver in ("ddim", "deis-3", "dpm++2m", "edm-heun", "dpm-fast"):
+        rule = make_solver(solver)
+        for steps in (1, 2, 9):
+            grid = rule.published_grid(process.schedule, steps)
+            assert len(grid) == steps + 1 and float(grid[0]) >= process.schedule.t_max
+            assert run(spec_mixture(process), rule, grid, x).x.isfinite().all()
+    quadratic = make_grid(process.schedule, 5, "quadratic")
+    assert torch.equal(make_solver("deis-3").published_grid(process.schedule, 5), quadratic)
+    fast = make_solver("dpm-fast").published_grid(process.schedule, 9)
+    assert torch.equal(fast, fast_grid(process.schedule, 9)) and float(fast[-1]) == process.schedule.t_min
+    with pytest.raises(ValueError, match="RK4 was published without a grid of its own; take grid='logsnr'"):
+        make_solver("rk4").published_grid(process.schedule, 5)
+    for wrong in ("dpm-fast", "edm-heun", "ddim"):
+        with pytest.raises(ValueError, match="0 must be at least 1"):
+            make_solver(wrong).published_grid(process.schedule, 0)
+
+
+@pytest.mark.parametrize("name", ["vp", "rf", "edm", "ve"])
+def test_the_published_grid_of_edm_runs_from_80_to_its_smallest_level(name: str) -> None:
+    schedule = process_of(name).schedule
+    levels = torch.exp(-schedule.half_logsnr(make_solver("edm-heun").published_grid(schedule, 6)[1:]))
+    even = torch.arange(6, dtype=torch.float64) / 5
+    low = max(0.002, float(torch.exp(-schedule.half_logsnr(torch.tensor(schedule.t_min, dtype=torch.float64)))))
+    expected = (80 ** (1 / 7) + even * (low ** (1 / 7) - 80 ** (1 / 7))) ** 7  # Karras et al., eq. 5
+    torch.testing.assert_close(levels[:-1], expected[1:], rtol=1e-9, atol=0)
+    assert float(levels[-1]) == 0
 
 
 def test_the_solver_table_builds_everything_it_names() -> None:

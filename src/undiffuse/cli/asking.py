@@ -136,7 +136,7 @@ Grid = Annotated[
     str | None,
     typer.Option(
         "--grid",
-        help="Spacing of the steps: logsnr, t, karras, ...; or their times: 1,0.6,0.2,0.",
+        help="Spacing of the steps: logsnr, t, published, ...; or their times: 1,0.6,0.2,0.",
         show_default=False,
     ),
 ]

@@ -76,6 +76,8 @@ def grid_of(
         return None
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
+    if shape == "published" and isinstance(process, GaussianProcess):
+        return solver.published_grid(process.schedule, _STEPS if count is None else count)
     if isinstance(solver, Jumps) and isinstance(model.module, FlowMap):
         return jump_grid(model.module, 1 if count is None else count, shape or "t")
     if shape is None and own is not None:

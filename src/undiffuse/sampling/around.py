@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from undiffuse.noise import NoiseSource
+from undiffuse.process.schedules import Schedule
 from undiffuse.sampling.plan import Plan, Renoise, Stage
 from undiffuse.sampling.solver import Memory, Solver
 
@@ -31,6 +32,15 @@ class Around(Solver):
     def stochastic(self) -> bool:
         """Whether the solver draws noise."""
         return self.solver.stochastic
+
+    @property
+    def grid(self) -> str:
+        """That of the solver."""
+        return self.solver.grid
+
+    def published_grid(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return that of the solver."""
+        return self.solver.published_grid(schedule, steps)
 
     @property
     def reuses(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class DDIM(AffineSolver):
     Source: Song et al. 2020, "Denoising diffusion implicit models", eq. 12 and 16, arXiv:2010.02502.
     """
 
+    grid: ClassVar[str] = "t"
     eta: float = 0.0
     rule: Literal["ddim", "mixed", "increments"] = "ddim"
     path: bool = False
@@ -73,6 +74,7 @@ class DDPM(AffineSolver):
         Dhariwal 2021, section 3.1, eq. 15, arXiv:2102.09672.
     """
 
+    grid: ClassVar[str] = "t"
     variance: Literal["small", "large", "learned"] = "small"
     path: bool = False
 

@@ -48,6 +48,11 @@ class DEIS(Multistep):
         if self.variable not in ("t", "rho", "logrho", "steps"):
             raise ValueError(f"variable={self.variable!r} is unknown; choose 't', 'rho', 'logrho' or 'steps'.")
 
+    @property
+    def grid(self) -> str:
+        """Even in the root of t for polynomials in t, as in the paper."""
+        return "quadratic" if self.variable == "t" else ""
+
     def nodes(self, steps: Steps, count: int) -> list[Tensor]:
         """Places of the last noises along the variable, 0 at t and 1 at s."""
         if self.variable == "logrho":

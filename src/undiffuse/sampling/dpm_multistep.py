@@ -3,7 +3,7 @@ r"""DPM-Solver and DPM-Solver++ in their multistep forms, and the stochastic fam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class DPMMultistep(Multistep):
         section 2.5.
     """
 
+    grid: ClassVar[str] = "logsnr"
     order: int = 2
     form: Form = "data"
     tau: float = 0.0

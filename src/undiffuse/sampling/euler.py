@@ -8,11 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from undiffuse.limits import check_counts
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grids import make_grid
+from undiffuse.process.schedules import Schedule
 from undiffuse.sampling.plan import Plan
 from undiffuse.sampling.solver import AffineSolver, Columns
 from undiffuse.sampling.steps import Steps
 from undiffuse.sampling.two_stage import two_stage_plan
+
+_EDM_RANGE = (80.0, 0.002)  # of sigma / alpha, table 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,7 @@ class EDMHeun(AffineSolver):
 
     order: ClassVar[int] = 2
     evaluations: ClassVar[str] = "2 (1 in a step to 0)"
+    grid: ClassVar[str] = "karras"
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = float("inf")
@@ -93,6 +99,14 @@ class EDMHeun(AffineSolver):
     def stochastic(self) -> bool:
         """Whether steps draw noise."""
         return self.churn > 0
+
+    def published_grid(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return `karras` between rho = 80 and 0.002, or the schedule's own ends where they lie within, then 0."""
+        check_counts(steps=steps)
+        ends = schedule.time(-torch.log(torch.tensor(_EDM_RANGE, dtype=torch.float64)))
+        high, low = ends.clamp(schedule.t_min, schedule.t_max).tolist()
+        inner = make_grid(schedule, steps - 1, "karras", end=low, start=high)[1:] if steps > 1 else ends[:0]
+        return torch.cat([ends.new_ones(1), inner, ends.new_zeros(1)])
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """DDIM as predictor, then the average of the two slopes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,7 @@ class EulerMaruyama(AffineSolver):
     Source: Song et al. 2021, arXiv:2011.13456, section 4.1; the family in tau: principles, section 2.1.
     """
 
+    grid: ClassVar[str] = "t"
     tau: float = 1.0
     path: bool = False
 

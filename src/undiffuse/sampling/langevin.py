@@ -97,6 +97,7 @@ class PredictorCorrector(Langevin):
     """
 
     evaluations: ClassVar[str] = "2 (1 in a step to 0)"
+    grid: ClassVar[str] = "t"
     corrections: int = 1
     snr: float = 0.16
     eta: float = 1.0
@@ -161,6 +162,7 @@ class AnnealedLangevin(Langevin):
     """
 
     evaluations: ClassVar[str] = "100 (1 more in a step to 0)"
+    grid: ClassVar[str] = "logsnr"
     updates: int = 100
     size: float = 0.2
 

@@ -51,6 +51,7 @@ class DPMSolver2(AffineSolver):
 
     order: ClassVar[int] = 2
     evaluations: ClassVar[str] = "2 (1 in a step to 0)"
+    grid: ClassVar[str] = "logsnr"
     form: Kind = "noise"
     r: float = 0.5
 
@@ -88,6 +89,7 @@ class DPMSolver3(AffineSolver):
 
     order: ClassVar[int] = 3
     evaluations: ClassVar[str] = "3 (1 in a step to 0)"
+    grid: ClassVar[str] = "logsnr"
     form: Kind = "noise"
     r1: float = 1 / 3
     r2: float = 2 / 3
@@ -127,6 +129,7 @@ class DPMFast(AffineSolver):
     """
 
     evaluations: ClassVar[str] = "1 (steps of 3 together)"
+    grid: ClassVar[str] = "logsnr, in threes"
     order: int = 3
     form: Kind = "noise"
     variant: Literal["midpoint", "heun"] = "midpoint"
@@ -139,6 +142,10 @@ class DPMFast(AffineSolver):
             raise ValueError(f"order={self.order} must be from 1 to 3.")
         if self.variant not in ("midpoint", "heun") or (self.variant == "heun" and self.order == 3):
             raise ValueError(f"variant={self.variant!r} does not fit; use 'midpoint', or 'heun' with order=2.")
+
+    def published_grid(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return `fast_grid`, which ends at `t_min`."""
+        return fast_grid(schedule, steps)
 
     def plan(self, process: GaussianProcess, grid: Tensor) -> Plan:
         """Take the grid's steps together, as many as each order asks."""

@@ -19,7 +19,8 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess, combined, plus, scaled
-from undiffuse.process.grids import check_grid
+from undiffuse.process.grids import check_grid, make_grid
+from undiffuse.process.schedules import Schedule
 from undiffuse.sampling.brownian import on_path, path_normal
 from undiffuse.sampling.plan import AffineStage, Plan, Renoise, Stage, row_time
 from undiffuse.sampling.steps import Steps
@@ -54,6 +55,8 @@ class Solver(ABC):
         order: Order of convergence on a smooth problem; an option where a solver has several.
         evaluations: Evaluations per step, for people: "1", "2 (1 in the last)", "adaptive".
         needs: What it needs beyond a denoiser and a grid, for people: "a variance head"; empty for nothing.
+        grid: The grid that it was published with, for people, and for `make_grid` where `published_grid` is not
+            overridden; empty for none.
     """
 
     discrete: ClassVar[bool] = False
@@ -71,6 +74,21 @@ class Solver(ABC):
     def stochastic(self) -> bool:
         """Whether steps draw noise."""
         return False
+
+    @property
+    def grid(self) -> str:
+        """The grid that it was published with; a class attribute, or a choice by an option."""
+        return ""
+
+    def published_grid(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the grid of `steps` steps that the method was published with, float64 (steps + 1,).
+
+        Raises:
+            ValueError: There is none, or `steps` is below 1.
+        """
+        if not self.grid:
+            raise ValueError(f"{type(self).__name__} was published without a grid of its own; take grid='logsnr'.")
+        return make_grid(schedule, steps, self.grid)
 
     def prepare(
         self, process: GaussianProcess | CategoricalProcess, grid: Tensor | None, x: Tensor, noise: NoiseSource

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class UniPC(Multistep):
     Source: Zhao et al. 2023, "UniPC", arXiv:2302.04867, algorithms 5 and 6.
     """
 
+    grid: ClassVar[str] = "logsnr"
     order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
     form: Form = "data"
