@@ -11,6 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grid_names import PUBLISHED
 from undiffuse.process.grids import make_grid, uniform_grid
 from undiffuse.sampling.flow_map import Jumps, default_solver, jump_grid
 from undiffuse.sampling.registry import make_solver
@@ -76,7 +77,7 @@ def grid_of(
         return None
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
-    if shape == "published" and isinstance(process, GaussianProcess):
+    if shape == PUBLISHED and isinstance(process, GaussianProcess):
         return solver.published_grid(process.schedule, _STEPS if count is None else count)
     if isinstance(solver, Jumps) and isinstance(model.module, FlowMap):
         return jump_grid(model.module, 1 if count is None else count, shape or "t")

@@ -18,10 +18,10 @@ from torch import Tensor
 from undiffuse.errors import PlanError
 from undiffuse.limits import check_counts
 from undiffuse.noise import KeyedNoise
+from undiffuse.process.grid_names import GridShape, read_limits
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.tables import TableSchedule
 
-GridShape = Literal["t", "logsnr", "exponential", "karras", "quadratic", "beta", "linspace", "leading", "trailing"]
 End = Literal["zero", "t_min"]
 
 
@@ -223,11 +223,7 @@ def _limited_grid(schedule: Schedule, steps: int, shape: str, end: End | float, 
 
 def _limits(shape: str, schedule: Schedule) -> tuple[float, float, float]:
     """Return LOW, HIGH and BEND."""
-    numbers = shape.split(":")[1:]
-    try:
-        low, high, bend = map(float, numbers if len(numbers) == 3 else [*numbers, "0"])
-    except ValueError:
-        raise ValueError(f"grid {shape!r} is not of the form logsnr:LOW:HIGH or logsnr:LOW:HIGH:BEND.") from None
+    low, high, bend = read_limits(shape)
     least, most = _ends(schedule, schedule.t_max, schedule.t_min)
     if not (least <= low < high <= most and abs(bend) < 1):
         raise ValueError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from undiffuse.process.grid_names import check_grid_name
+from undiffuse.sampling.registry import check_solver_name
 from undiffuse.words import option
 
 
@@ -12,56 +14,17 @@ from undiffuse.words import option
 class SampleOptions:
     """How the trained model samples unless told otherwise. None leaves a choice to the kind of process."""
 
-    solver: (
-        Literal[
-            "ddim",
-            "ddpm",
-            "ddpm-learned",
-            "euler",
-            "heun",
-            "edm-heun",
-            "euler-ancestral",
-            "lcm",
-            "tcd",
-            "dpm++2m",
-            "dpm++3m",
-            "dpm-solver-2m",
-            "dpm-solver-3m",
-            "sde-dpm++1",
-            "sde-dpm++2m",
-            "sde-dpm++3m",
-            "deis-2",
-            "deis-3",
-            "lms",
-            "ipndm",
-            "unipc",
-            "unipc-3",
-            "dpm-solver-2",
-            "dpm2-ancestral",
-            "dpm-solver-3",
-            "dpm++2s",
-            "dpm++3s",
-            "dpm-fast",
-            "rk4",
-            "euler-maruyama",
-            "pc-langevin",
-            "annealed-langevin",
-            "flow-map",
-            "consistency",
-            "dpm-adaptive-12",
-            "dpm-adaptive-23",
-            "rk45",
-            "ancestral",
-            "token-budget",
-            "first-hitting",
-            "left-to-right",
-        ]
-        | None
-    ) = option(None, "rule that steps; none: dpm++2m; tokens: first-hitting, or ancestral where noise replaces them")
+    solver: str | None = option(
+        None,
+        "rule that steps, see undiffuse solvers; none: dpm++2m; tokens: first-hitting, or ancestral where noise "
+        "replaces them",
+    )
     steps: int | None = option(None, "steps; none: 25, or one per token")
-    grid: (
-        Literal["t", "logsnr", "karras", "quadratic", "exponential", "beta", "linspace", "leading", "trailing"] | None
-    ) = option(None, "spacing of the steps; none: logsnr")
+    grid: str | None = option(
+        None,
+        "spacing of the steps: logsnr, t, karras, quadratic, beta, linspace, leading, trailing, logsnr:LOW:HIGH:BEND, "
+        "or published, that of the solver; none: logsnr",
+    )
     guidance: float = option(1.0, "classifier-free guidance scale; 1 is none")
     guidance_interval: tuple[float, float] | None = option(
         None, "guide only where sigma / alpha (tokens: t) is above the first and at most the second; none: everywhere"
@@ -82,6 +45,10 @@ class SampleOptions:
     tokens_per_call: int | None = option(None, "token-budget: most masks that open with one evaluation; none: no cap")
 
     def __post_init__(self) -> None:
+        if self.solver is not None:
+            check_solver_name(self.solver)
+        if self.grid is not None:
+            check_grid_name(self.grid)
         self._check_tokens()
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1.")

@@ -58,15 +58,24 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def check_solver_name(name: str) -> None:
+    """Refuse the name of no solver.
+
+    Raises:
+        ValueError: It is none; the nearest one is named.
+    """
+    if name not in SOLVERS:
+        near = did_you_mean(name, SOLVERS)
+        raise ValueError(f"solver {name!r} is unknown; `undiffuse solvers` lists them all.{near}")
+
+
 def make_solver(name: str, **options: Any) -> Solver:
     """Build the solver called `name`; `options` are its own, e.g. eta=0.5 for "ddim".
 
     Raises:
         ValueError: The name or an option is unknown, or an option is of another type or out of range.
     """
-    if name not in SOLVERS:
-        near = did_you_mean(name, SOLVERS)
-        raise ValueError(f"solver {name!r} is unknown; `undiffuse solvers` lists them all.{near}")
+    check_solver_name(name)
     location, preset = SOLVERS[name]
     rule = resolve(location)
     return rule(**{**preset, **_checked(name, rule, options)}) if options else rule(**preset)

@@ -20,9 +20,12 @@ from undiffuse.networks.options import PretrainedNetworkOptions
 from undiffuse.pretrained.tuning import tuned_denoiser
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grid_names import PUBLISHED
+from undiffuse.process.grids import make_grid
 from undiffuse.process.keep import make_keep
 from undiffuse.process.options import CategoricalOptions, GaussianOptions
 from undiffuse.process.registry import make_schedule
+from undiffuse.sampling.registry import make_solver
 from undiffuse.spec import DataSpec
 from undiffuse.training.categorical import Autoregressive, CategoricalELBO, MaskedELBO, categorical_process
 from undiffuse.training.degrade import told_spec
@@ -49,6 +52,27 @@ def make_process(options: GaussianOptions | CategoricalOptions, spec: DataSpec) 
     keep = make_keep(options.keep, **options.keep_options)
     share = None if keep.has_masks else options.mask_share
     return CategoricalProcess(options.corruption, spec.categories, keep, share, blocks)
+
+
+def check_sampler(recipe: Recipe) -> None:
+    """Refuse a grid that the schedule of a recipe does not have, before anything is trained.
+
+    Raises:
+        ConfigError: It has none of that name, between those limits, or of so many steps.
+    """
+    chosen, process = recipe.sample, recipe.process
+    if chosen.grid is None or isinstance(recipe.model, PretrainedNetworkOptions):
+        return
+    if not isinstance(process, GaussianOptions):
+        return
+    schedule, steps = make_schedule(process.schedule, **process.schedule_options), chosen.steps or 1
+    try:
+        if chosen.grid != PUBLISHED:
+            make_grid(schedule, steps, chosen.grid)
+        elif chosen.solver is not None:
+            make_solver(chosen.solver).published_grid(schedule, steps)
+    except ValueError as error:
+        raise ConfigError(f"sample: {error}") from error
 
 
 def build_denoiser(

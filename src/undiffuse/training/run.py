@@ -22,7 +22,7 @@ from undiffuse.distillation.mmd_options import MMDOptions
 from undiffuse.errors import ConfigError
 from undiffuse.events import Finished, Listener, Message, Started, silent
 from undiffuse.pretrained.tuning import TunedDenoiser
-from undiffuse.training.build import build_denoiser, make_objective
+from undiffuse.training.build import build_denoiser, check_sampler, make_objective
 from undiffuse.training.checkpoints import CHECKPOINTS, checkpoints_in
 from undiffuse.training.degrade import make_transforms
 from undiffuse.training.devices import Devices
@@ -120,6 +120,7 @@ def train(
         folder = None if out is None else claim_folder(Path(out), devices, held)  # first: reading data can take minutes
         with devices.agree():
             chosen, dataset = choose(source, recipe, layers)
+            check_sampler(chosen)
             devices.check_batch(chosen.train)
         if folder is None:
             folder = claim_folder(Path("runs") / folder_name(chosen.data.source), devices, held)
