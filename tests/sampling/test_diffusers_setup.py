@@ -48,7 +48,7 @@ def theirs(name: str, made: Any, steps: int) -> list[float]:
     return times[::2] if name in TWICE else times
 
 
-@pytest.mark.parametrize("steps", [1, 7, 50, 999])
+@pytest.mark.parametrize("steps", [1, 7, 20, 50, 999])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_timesteps_of_every_spacing_are_identical(name: str, spacing: str, steps: int) -> None:
