@@ -22,7 +22,7 @@ from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.solver import Solver
 
 Options = dict[str, Any]
-STEPS = (32, 64, 128, 256)
+STEPS = (16, 32, 64, 128, 256)  # orders are measured over the last four
 
 
 def ends(name: str, options: Options, grid: Tensor, denoiser: Denoiser, x: Tensor) -> Tensor:
@@ -106,8 +106,7 @@ def test_rules_that_are_one_give_one_result(name: str, shape: str) -> None:
             if end == "t_min" and "unipc" in (one[0], other[0]):  # only UniPC lowers a second-order last step there
                 one, other = ((rule, {**options, "lower_final": False}) for rule, options in (one, other))
             found, expected = ends(*one, grid, denoiser, x), ends(*other, grid, denoiser, x)
-            # Different orders of summation, magnified where the state is 80 times the data (ve).
-            torch.testing.assert_close(found, expected, rtol=1e-11, atol=2e-11, msg=f"{one} {other}")
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=f"{one} {other}")
 
 
 def test_rules_that_differ_do() -> None:
@@ -169,18 +168,18 @@ def test_sde_2m_is_that_of_k_diffusion_whose_eta_is_tau_squared(variant: str, et
 
 # -- 5. orders of convergence and the table of section 5 -------------------------------------------------
 
-TABLE: dict[str, tuple[str, Options, tuple[float, float], tuple[float, ...]]] = {
-    "ddim": ("ddim", {}, (0.75, 1.25), (7.4e-2, 3.8e-2, 1.9e-2, 9.6e-3)),
-    "2M": ("dpm++2m", {}, (1.75, 2.25), (6.1e-3, 1.5e-3, 3.7e-4, 9.1e-5)),
-    "3M published": ("dpm++3m", {"published": True}, (1.75, 2.25), (1.3e-3, 3.1e-4, 7.7e-5, 2.0e-5)),
-    "3M": ("dpm++3m", {}, (2.75, 3.25), (1.05e-3, 1.4e-4, 1.9e-5, 2.4e-6)),
-    "DEIS-2": ("deis-2", {}, (1.75, 2.25), (1.6e-2, 4.6e-3, 1.2e-3, 3.1e-4)),
-    "DEIS-3": ("deis-3", {}, (2.75, 3.25), (4.6e-3, 7.1e-4, 9.7e-5, 1.3e-5)),
-    "DEIS-3 logrho": ("deis-3", {"variable": "logrho"}, (2.75, 3.25), (2.4e-3, 3.5e-4, 4.2e-5, 5.1e-6)),
-    "DEIS-3 rho": ("deis-3", {"variable": "rho"}, (2.75, 3.25), (1.1e-2, 1.8e-3, 2.6e-4, 3.5e-5)),
-    "UniPC-1": ("unipc", {"order": 1}, (1.7, 2.2), (1.9e-2, 5.0e-3, 1.3e-3, 3.2e-4)),
-    "UniPC-2": ("unipc", {}, (2.7, 3.2), (1.4e-3, 1.7e-4, 2.1e-5, 2.6e-6)),
-    "UniPC-3": ("unipc-3", {}, (3.6, 4.2), (5.3e-4, 4.5e-5, 3.4e-6, 2.3e-7)),
+TABLE: dict[str, tuple[str, Options, tuple[float, float], tuple[float | None, ...]]] = {
+    "ddim": ("ddim", {}, (0.75, 1.25), (1.4e-1, 7.4e-2, 3.8e-2, 1.9e-2, 9.6e-3)),
+    "2M": ("dpm++2m", {}, (1.75, 2.25), (2.4e-2, 6.1e-3, 1.5e-3, 3.7e-4, 9.1e-5)),
+    "3M published": ("dpm++3m", {"published": True}, (1.75, 2.25), (7.2e-3, 1.3e-3, 3.1e-4, 7.7e-5, 2.0e-5)),
+    "3M": ("dpm++3m", {}, (2.75, 3.25), (7.7e-3, 1.05e-3, 1.4e-4, 1.9e-5, 2.4e-6)),
+    "DEIS-2": ("deis-2", {}, (1.75, 2.25), (5.2e-2, 1.6e-2, 4.6e-3, 1.2e-3, 3.1e-4)),
+    "DEIS-3": ("deis-3", {}, (2.75, 3.25), (2.3e-2, 4.6e-3, 7.1e-4, 9.7e-5, 1.3e-5)),
+    "DEIS-3 logrho": ("deis-3", {"variable": "logrho"}, (2.75, 3.25), (None, 2.4e-3, 3.5e-4, 4.2e-5, 5.1e-6)),
+    "DEIS-3 rho": ("deis-3", {"variable": "rho"}, (2.75, 3.25), (None, 1.1e-2, 1.8e-3, 2.6e-4, 3.5e-5)),
+    "UniPC-1": ("unipc", {"order": 1}, (1.7, 2.2), (6.3e-2, 1.9e-2, 5.0e-3, 1.3e-3, 3.2e-4)),
+    "UniPC-2": ("unipc", {}, (2.7, 3.2), (1.1e-2, 1.4e-3, 1.7e-4, 2.1e-5, 2.6e-6)),
+    "UniPC-3": ("unipc-3", {}, (3.6, 4.2), (6.0e-3, 5.3e-4, 4.5e-5, 3.4e-6, 2.3e-7)),
     "2M noise": ("dpm-solver-2m", {}, (1.75, 2.25), ()),
     "3M noise": ("dpm-solver-3m", {}, (2.75, 3.25), ()),
     "3M noise published": ("dpm-solver-3m", {"published": True}, (1.75, 2.25), ()),
@@ -201,8 +200,9 @@ def test_orders_and_errors_are_those_of_the_spec_s_table(reference: tuple[Denois
     name, options, orders, table = TABLE[row]
     errors = [rms(ends(name, options, logsnr_grid(denoiser.process, n), denoiser, x) - exact) for n in STEPS]  # type: ignore[arg-type]
     low, high = orders
-    assert low < slope(errors, STEPS[-1] / STEPS[0]) < high, errors
-    assert all(1 / 1.5 < found / told < 1.5 for found, told in zip(errors, table, strict=False)), errors
+    assert low < slope(errors[1:], STEPS[-1] / STEPS[1]) < high, errors
+    for found, told in zip(errors, table, strict=False):
+        assert told is None or 1 / 1.5 < found / told < 1.5, errors
 
 
 @pytest.mark.parametrize("name", ["rf", "ve"])
@@ -316,7 +316,7 @@ def test_matched_noise_levels_give_the_same_samples_on_another_schedule(name: st
         served = denoiser if process is vp else Reschedule(denoiser, process)
         alphas = process.schedule.alpha(grid)
         found.append(ends(name, {}, grid, served, alphas[0] * z) / alphas[-1])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-10)
 
 
 def solver_of(name: str, options: Options) -> Solver:

@@ -30,7 +30,7 @@ from undiffuse.process.grids import make_grid
 from undiffuse.sampling.registry import make_solver
 
 KINDS = ("data", "noise", "velocity", "v", "edm")
-STEPS = (32, 64, 128, 256)
+STEPS = (16, 32, 64, 128, 256)  # orders are measured over the last four
 
 
 def logsnr_grid(process: GaussianProcess, steps: int, high: float = 1.0, low: float = 0.01) -> Tensor:
@@ -63,20 +63,20 @@ def test_every_conversion_goes_round_to_1e_10(name: str, data_std: float) -> Non
         x = alpha * mean + sigma * noise
         post = Posterior(mean)
         torch.testing.assert_close(process.eps(x, post, t), noise, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(process.score(x, post, t), (alpha * mean - x) / sigma**2, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(process.score(x, post, t), (alpha * mean - x) / sigma**2, rtol=1e-10, atol=1e-10)
         velocity = d_alpha * mean + d_sigma * noise
-        torch.testing.assert_close(process.velocity(x, post, t), velocity, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(process.velocity(x, post, t), velocity, rtol=1e-10, atol=1e-10)
         v = (alpha * noise - sigma * mean) / torch.sqrt(alpha**2 + sigma**2)
-        torch.testing.assert_close(process.v(x, post, t), v, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(process.v(x, post, t), v, rtol=1e-10, atol=1e-10)
         rho = sigma / alpha
         skip, out = data_std**2 / (rho**2 + data_std**2), rho * data_std / torch.sqrt(rho**2 + data_std**2)
         raw = (mean - skip * x / alpha) / out
         outputs = {"data": mean, "noise": noise, "velocity": velocity, "v": v, "edm": raw}
         for kind, output in outputs.items():
             found = process.mean_from(kind, output, x, t, data_std)  # type: ignore[arg-type]
-            torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(found, mean, rtol=1e-10, atol=1e-10)
             target = process.target(kind, mean, noise, t, data_std)  # type: ignore[arg-type]
-            torch.testing.assert_close(target, output, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(target, output, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["rf", "trig", "cosine"])
@@ -200,11 +200,11 @@ def reference() -> tuple[MixtureDenoiser, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("solver", "order", "published"),
     [
-        ("ddim", 1, (7.4e-2, 3.8e-2, 1.9e-2, 9.6e-3)),
-        ("euler", 1, (3.3e-2, 1.7e-2, 8.3e-3, 4.2e-3)),
-        ("heun", 2, (1.2e-3, 2.9e-4, 7.0e-5, 1.7e-5)),
-        ("edm-heun", 2, (8.2e-3, 2.0e-3, 5.0e-4, 1.3e-4)),
-        ("dpm++2m", 2, (6.1e-3, 1.5e-3, 3.7e-4, 9.1e-5)),
+        ("ddim", 1, (1.4e-1, 7.4e-2, 3.8e-2, 1.9e-2, 9.6e-3)),
+        ("euler", 1, (6.3e-2, 3.3e-2, 1.7e-2, 8.3e-3, 4.2e-3)),
+        ("heun", 2, (4.9e-3, 1.2e-3, 2.9e-4, 7.0e-5, 1.7e-5)),
+        ("edm-heun", 2, (3.5e-2, 8.2e-3, 2.0e-3, 5.0e-4, 1.3e-4)),
+        ("dpm++2m", 2, (2.4e-2, 6.1e-3, 1.5e-3, 3.7e-4, 9.1e-5)),
     ],
 )
 def test_solvers_converge_at_their_order_with_the_spec_table_s_errors(
@@ -217,7 +217,7 @@ def test_solvers_converge_at_their_order_with_the_spec_table_s_errors(
         float((run(denoiser, rule, logsnr_grid(denoiser.process, n), x).x - exact).square().sum(1).mean().sqrt())  # type: ignore[arg-type]
         for n in STEPS
     ]
-    assert abs(slope(errors, STEPS[-1] / STEPS[0]) - order) < 0.25, errors
+    assert abs(slope(errors[1:], STEPS[-1] / STEPS[1]) - order) < 0.25, errors
     assert all(1 / 1.5 < found / told < 1.5 for found, told in zip(errors, published, strict=True)), errors
 
 
