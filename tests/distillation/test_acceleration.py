@@ -391,6 +391,14 @@ def test_a_rate_that_is_too_high_stops_and_keeps_the_best(place, capsys):
     assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
+def test_a_sampler_may_have_the_grid_that_it_was_published_with(tmp_path):
+    result = tune(tmp_path / "run", solver="deis-2", grid="published", steps=3, samples=0)
+    x = result.model.sample(3, seed=1)
+    assert torch.equal(x, result.model.sample(3, seed=1, solver="deis-2", grid="quadratic", steps=3))
+    with pytest.raises(ConfigError, match="published without a grid of its own"):
+        tune(tmp_path / "none", solver="heun", grid="published", steps=3)
+
+
 def test_a_tuning_that_only_harms_ends_with_the_model_before_and_says_so(tmp_path):
     heard: list[Any] = []
     untuned = model()

@@ -24,7 +24,6 @@ from undiffuse.guidance.classifier_free import ClassifierFreeGuidance
 from undiffuse.models import Model
 from undiffuse.models.conditions import Fitted
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grids import make_grid
 from undiffuse.sampling.registry import make_solver
 from undiffuse.spec import DataSpec
 from undiffuse.training.devices import Devices
@@ -188,7 +187,8 @@ def tuned_samplers(recipe: Recipe, denoiser: Denoiser) -> list[Sampler]:
         counts = dict.fromkeys((chosen.steps, *recipe.objective.more_steps))
         process = denoiser.process
         assert isinstance(process, GaussianProcess)
-        found = [Sampler(make_solver(chosen.solver), make_grid(process.schedule, n, chosen.grid)) for n in counts]
+        solver = make_solver(chosen.solver)
+        found = [Sampler(solver, solver.named_grid(process.schedule, n, chosen.grid)) for n in counts]
         for sampler in found:
             needs = sampler.solver.needs
             if needs and not getattr(denoiser, "learns_variance", False):

@@ -11,8 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
-from undiffuse.process.grid_names import PUBLISHED
-from undiffuse.process.grids import make_grid, uniform_grid
+from undiffuse.process.grids import uniform_grid
 from undiffuse.sampling.flow_map import Jumps, default_solver, jump_grid
 from undiffuse.sampling.registry import make_solver
 from undiffuse.sampling.solver import Solver
@@ -77,14 +76,12 @@ def grid_of(
         return None
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
-    if shape == PUBLISHED and isinstance(process, GaussianProcess):
-        return solver.published_grid(process.schedule, _STEPS if count is None else count)
     if isinstance(solver, Jumps) and isinstance(model.module, FlowMap):
         return jump_grid(model.module, 1 if count is None else count, shape or "t")
     if shape is None and own is not None:
         return own.grid(_STEPS if count is None else count)
     if isinstance(process, GaussianProcess):
-        return make_grid(process.schedule, _STEPS if count is None else count, shape or "logsnr")
+        return solver.named_grid(process.schedule, _STEPS if count is None else count, shape or "logsnr")
     if grid not in (None, "t"):
         raise ValueError(f"grid={grid!r} is a spacing in noise level, which tokens do not have; leave it out.")
     return uniform_grid(model.state_spec.shape[0] if count is None else count)

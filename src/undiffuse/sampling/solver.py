@@ -19,6 +19,7 @@ from undiffuse.errors import PlanError
 from undiffuse.noise import NoiseSource
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess, combined, plus, scaled
+from undiffuse.process.grid_names import PUBLISHED
 from undiffuse.process.grids import check_grid, make_grid
 from undiffuse.process.schedules import Schedule
 from undiffuse.sampling.brownian import on_path, path_normal
@@ -89,6 +90,14 @@ class Solver(ABC):
         if not self.grid:
             raise ValueError(f"{type(self).__name__} was published without a grid of its own; take grid='logsnr'.")
         return make_grid(schedule, steps, self.grid)
+
+    def named_grid(self, schedule: Schedule, steps: int, name: str) -> Tensor:
+        """Return the grid of a name: "published", or a shape of `make_grid`.
+
+        Raises:
+            ValueError: See `published_grid` and `make_grid`.
+        """
+        return self.published_grid(schedule, steps) if name == PUBLISHED else make_grid(schedule, steps, name)
 
     def prepare(
         self, process: GaussianProcess | CategoricalProcess, grid: Tensor | None, x: Tensor, noise: NoiseSource
