@@ -110,6 +110,46 @@ def test_guidance_is_counted_in_the_budget() -> None:
     assert all(trial.steps > 4 and trial.nfe <= 8 for trial in limited.trials)
 
 
+def test_what_the_trials_share_stands_in_the_command_and_the_defaults() -> None:
+    settings = {
+        "guidance": 2.5,
+        "guidance_interval": (0.3, 3.0),
+        "guidance_rescale": 0.25,
+        "negative": {"label": 1},
+        "cond": {"caption": "a red square", "pose": [0.1, 0.2], "depth": "..."},
+    }
+    found = SolverChoice(
+        model="my runs/x",
+        budgets=(4,),
+        trials=(Trial(solver="ddim", grid="t", steps=2, budget=4, nfe=4, error=0.1, uncertainty=0.01),),
+        n=2,
+        set_size=0,
+        reference="",
+        reference_error=0.0,
+        distance_floor=None,
+        settings=settings,
+    )
+    assert found.command(4) == (
+        "undiffuse sample 'my runs/x' --solver ddim --steps 2 --grid=t --guidance 2.5 --guidance-interval 0.3,3 "
+        "--guidance-rescale 0.25 --cond 'caption=a red square' --cond pose=0.1,0.2 --cond depth=... --negative label=1"
+    )
+    guides = {name: settings[name] for name in ("guidance", "guidance_interval", "guidance_rescale")}
+    assert found.defaults(4) == {"solver": "ddim", "steps": 2, "grid": "t"} | guides
+
+
+def test_conditions_that_no_word_can_say_are_marked() -> None:
+    found = choose_solver(
+        mixture_model(labels=True),
+        solvers=["ddim"],
+        budgets=(2,),
+        grids=("t",),
+        tune=False,
+        cond={"label": torch.tensor([1] * 8)},
+        **SMALL | {"set_size": 0},
+    )
+    assert found.settings["cond"] == {"label": "..."}
+
+
 def test_adaptive_solvers_stand_under_the_evaluations_they_made() -> None:
     found = choose_solver(
         mixture_model(), solvers=["ddim", "dpm-adaptive-12"], budgets=(8, 20), grids=("logsnr",), tune=False, **SMALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,33 @@ def test_a_model_is_tried_and_keeps_what_is_recommended(
     assert model.defaults["guidance"] == 1.0  # as before
 
 
+@pytest.mark.parametrize(
+    ("asked", "words", "kept"),
+    [
+        (["--guidance", "2", "--label", "3"], "--guidance 2 --cond label=3", {"guidance": 2.0}),
+        (["--guidance", "2"], "--guidance 2", {"guidance": 2.0}),
+        (["--label", "none", "--threshold", "static"], "--threshold static --cond label=none", {"threshold": "static"}),
+    ],
+)
+def test_a_recommendation_tells_what_the_trials_shared(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
+    words: str,
+    kept: dict[str, Any],
+) -> None:
+    short_choice(monkeypatch)
+    assert run(["solvers", "--on", str(folder), *QUICK, *asked, "--save", "3", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["recommended"]["3"]
+    assert best["command"].endswith(f" --grid=t {words}")
+    assert run([*shlex.split(best["command"])[1:], "-n", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["evaluations"] == best["nfe"] == (2 if "--guidance" in asked else 3)
+    defaults = ud.load(folder).defaults
+    assert best["defaults"].items() <= defaults.items() and kept.items() <= best["defaults"].items()
+
+
 def test_a_fitted_grid_can_be_kept_and_used(folder: Path) -> None:
     save_defaults(folder, {"solver": "unipc", "steps": 4, "grid": "logsnr:-4:3:0.2"})
     model = ud.load(folder)
@@ -85,6 +113,7 @@ def test_wrong_words_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
         (["--on", "digits", "--save", "7"], "--save 7 was not measured"),
         (["--on", "digits", "--save", "10"], "digits is built in"),
         (["--on", str(folder), "--solver", "ddimm"], "Did you mean 'ddim'?"),
+        (["--on", "digits", "--label", "3,4"], "label has several values; all items share one"),
         (["--on", "digits", "--grid", "nope"], "grid 'nope' is unknown"),
     ):
         assert run(["solvers", *words]) != 0

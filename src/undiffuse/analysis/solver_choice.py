@@ -18,6 +18,7 @@ from undiffuse.analysis.grid_tuning import LimitedGrid, tune_grid
 from undiffuse.analysis.solver_bench import Bench, Progress
 from undiffuse.analysis.solver_results import SolverChoice, Trial
 from undiffuse.events import Listener, silent
+from undiffuse.models.conditions import class_turns
 from undiffuse.models.model import Model
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
@@ -107,7 +108,9 @@ def choose_solver(
         reference=f"dpm++2m with {reference_steps} steps on the grid logsnr",
         reference_error=bench.reference_error,
         distance_floor=bench.floor,
-        settings={"seed": seed} | {key: value for key, value in sampling.items() if _is_plain(value)},
+        settings={"seed": seed}
+        | {key: value for key, value in sampling.items() if _is_plain(value)}
+        | _told(model, cond),
         seconds=time.monotonic() - began,
     )
 
@@ -185,6 +188,17 @@ def _solvers(model: Model, asked: Sequence[str] | None) -> list[str]:
             f"solver {unfit[0]!r} cannot be compared here: it needs {CATALOGUE[unfit[0]].needs or 'tokens'}."
         )
     return fitting if asked is None else list(dict.fromkeys(asked))
+
+
+def _told(model: Model, cond: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the conditions as a setting: none where classes take turns, and "none" for labels that are not given."""
+    if cond is None:
+        return {}
+    return {"cond": {name: value if _is_plain(value) else "..." for name, value in cond.items()} or _no_labels(model)}
+
+
+def _no_labels(model: Model) -> dict[str, str]:
+    return dict.fromkeys(class_turns(model.spec, 1), "none")
 
 
 def _schedule(model: Model) -> Any:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from undiffuse.words import plain_json
+
+KEPT_SETTINGS = ("guidance", "guidance_interval", "guidance_rescale", "threshold")
+"""What trials may share and a model keeps among its defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class SolverChoice:
         reference: How the reference was made.
         reference_error: RMS difference between the reference and one with half its steps: what errors mean less below.
         distance_floor: Energy distance between two sets of reference samples: as good as it gets.
-        settings: Conditions, guidance and the like, that all trials share.
+        settings: What all trials share: "seed", "guidance", "threshold" and the like, and "cond", conditions by name.
         seconds: How long it took.
     """
 
@@ -126,9 +130,18 @@ class SolverChoice:
         return text + "."
 
     def command(self, budget: int) -> str:
-        """Return the command that samples as recommended; empty where nothing is."""
+        """Return the command that samples as recommended, with what all trials share; empty where nothing is."""
         best = self.best(budget)
-        return "" if best is None else f"undiffuse sample {self.model} {best.command}"
+        words = [f"undiffuse sample {shlex.quote(self.model)}", "" if best is None else best.command, *self._shared()]
+        return "" if best is None else " ".join(words)
+
+    def defaults(self, budget: int) -> dict[str, Any]:
+        """Return what a model keeps to sample as recommended, conditions aside; nothing where nothing can be kept."""
+        best = self.best(budget)
+        own = {} if best is None else best.defaults
+        return own and own | {
+            name: self.settings[name] for name in KEPT_SETTINGS if self.settings.get(name) is not None
+        }
 
     def table(self, most: int = 6) -> list[tuple[str, ...]]:
         """Return rows of strings to go under `columns`: the best `most` of a budget, ddim, and the best random one."""
@@ -145,11 +158,23 @@ class SolverChoice:
             str(budget): {
                 "words": self.recommendation(budget),
                 "command": self.command(budget),
+                "defaults": self.defaults(budget),
                 **(asdict(found) if (found := self.best(budget)) else {}),
             }
             for budget in self.budgets
         }
         return plain_json(asdict(self) | {"recommended": best})
+
+    def _shared(self) -> list[str]:
+        """The words of `undiffuse sample` for what all trials share."""
+        words = [
+            f"--{name.replace('_', '-')} {_plain(self.settings[name])}"
+            for name in KEPT_SETTINGS
+            if self.settings.get(name) is not None
+        ]
+        asked = [("cond", self.settings.get("cond")), ("negative", self.settings.get("negative"))]
+        pairs = [(option, f"{name}={_plain(value)}") for option, cond in asked for name, value in (cond or {}).items()]
+        return words + [f"--{option} {shlex.quote(pair)}" for option, pair in pairs]
 
     def _row(self, trial: Trial, plain: Trial | None) -> tuple[str, ...]:
         against = "" if plain is None or trial.error is None else f"{_ratio(plain.error, trial.error)} x lower"
@@ -159,6 +184,15 @@ class SolverChoice:
         distance = "" if trial.distance is None else f"{trial.distance:.4f}"
         steps = str(trial.steps) if trial.steps else f"rtol {dict(trial.options)['rtol']:g}"
         return str(trial.nfe), trial.solver, steps, trial.grid, error, against, distance
+
+
+def _plain(value: Any) -> str:
+    """Return a setting as the command reads it: 2, 0.3,3 or a red square; ... for what no word says."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_plain, value))
+    if isinstance(value, (bool, int, float)):
+        return f"{value:.10g}"
+    return value if isinstance(value, str) else "..."
 
 
 def _ratio(first: float | None, second: float | None) -> str:

@@ -44,13 +44,23 @@ def one_of_each(label: str | None, conds: list[str], spec: DataSpec) -> dict[str
     Raises:
         ValueError: A condition has several.
     """
+    told = words_of_each(label, conds, spec)
+    return None if told is None else load_conditions(told, spec)
+
+
+def words_of_each(label: str | None, conds: list[str], spec: DataSpec) -> dict[str, Any] | None:
+    """Return what `one_of_each` returns with the names of files, which are not loaded; {} where a label is "none".
+
+    Raises:
+        ValueError: A condition has several.
+    """
     if label is None and not conds:
         return None
     names = [words.partition("=")[0] for words in conds] + ["label"] * (label is not None)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or (label is not None and "," in label and label not in spec.classes):
         raise ValueError(f"{twice[0] if twice else 'label'} has several values; all items share one.")
-    return load_conditions(read_conditions([label] if label is not None else [], conds, 1, spec), spec)
+    return read_conditions([label] if label is not None else [], conds, 1, spec) or {}
 
 
 def load_conditions(cond: dict[str, Any] | None, spec: DataSpec) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from undiffuse.cli.asking import given
 from undiffuse.cli.shared import Device, Json, Load, Out, Seed
 
 if TYPE_CHECKING:
-    from undiffuse.analysis.solver_results import SolverChoice, Trial
+    from undiffuse.analysis.solver_results import SolverChoice
     from undiffuse.cli.output import Output
     from undiffuse.cli.places import Found
 
@@ -64,7 +65,7 @@ def solvers(
     ] = 256,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="As in sample; default: classes take turns.", show_default=False),
+        typer.Option(help="One for all, as in sample; default: classes take turns.", show_default=False),
     ] = None,
     cond: Annotated[
         list[str] | None,
@@ -107,7 +108,7 @@ def solvers(
         of_trials = {"solver": solver, "grid": grid, "label": label, "cond": cond, "guidance": guidance}
         _refuse_without_model(of_trials | {"threshold": threshold, "save": save, "out": out, "load": load})
         return _list(output)
-    from undiffuse.cli.conditions import load_conditions, read_conditions
+    from undiffuse.cli.conditions import load_conditions, words_of_each
     from undiffuse.cli.places import find_model
 
     budgets = _numbers(evaluations)
@@ -117,7 +118,8 @@ def solvers(
     if save is not None and found.folder is None:
         raise ValueError(f"{on} is built in and keeps its defaults; save a copy with Model.save and name its folder.")
     spec = found.model.spec
-    asked = load_conditions(read_conditions(label or [], cond or [], 1, spec), spec) or {} if label or cond else None
+    told = words_of_each(",".join(label) if label else None, cond or [], spec)
+    asked = None if told is None else load_conditions(told, spec) or {}
     choice = _choose(
         found,
         output,
@@ -131,10 +133,12 @@ def solvers(
         cond=asked,
         **given(guidance=guidance, threshold=threshold),
     )
+    if told:  # with the names of files in place of what they hold
+        choice = replace(choice, settings=choice.settings | {"cond": told})
     _show(choice, output)
-    saved = None if save is None else _save(found, choice.best(save), save)
+    saved = None if save is None else _save(found, choice, save)
     written = _write(choice, out if out is not None else found.home)
-    line = f"The report is {written['report']}" + (f"; {saved} is now the model's default" if saved else "")
+    line = f"The report is {written['report']}" + (f"; {saved}: now the model's defaults" if saved else "")
     output.finish(line, choice.to_json() | written | {"saved": saved})
 
 
@@ -203,15 +207,16 @@ def _show(choice: SolverChoice, output: Output) -> None:
     output.say(f"Errors mean little below {choice.reference_error:.2g}, that of the reference{floor}.")
 
 
-def _save(found: Found, best: Trial | None, budget: int) -> str:
+def _save(found: Found, choice: SolverChoice, budget: int) -> str:
     """Make a recommendation the model's default and return it in words."""
     from undiffuse.models.bundle import save_defaults
 
-    if best is None or not best.defaults:
+    kept = choice.defaults(budget)
+    if not kept:
         raise ValueError(f"nothing that a model can keep was found at {budget} evaluations; allow more.")
     assert found.folder is not None
-    save_defaults(found.folder, best.defaults)
-    return f"{best.solver} with {best.steps} steps on the grid {best.grid}"
+    save_defaults(found.folder, kept)
+    return ", ".join(f"{name} {value}" for name, value in kept.items())
 
 
 def _write(choice: SolverChoice, folder: Path) -> dict[str, Any]:
