@@ -164,9 +164,46 @@ def test_nothing_that_fits_is_said_in_words() -> None:
     found = choose_solver(
         mixture_model(), solvers=["rk4"], budgets=(1, 3), grids=("t",), tune=False, **SMALL | {"set_size": 0}
     )
-    assert found.recommendation(1).startswith("At 1 evaluations take rk4 with 1 steps")
+    assert found.recommendation(1).startswith("At 1 evaluations take rk4 with 1 step on the grid t:")
     only = replace(found, trials=())
+    failed = replace(found.trials[0], budget=3, error=None, failure="the samples are not finite")
+    assert "nothing that was tried gave finite samples" in replace(found, trials=(failed,)).recommendation(3)
     assert "allow more" in only.recommendation(3) and only.command(3) == "" and only.best(3) is None
+
+
+def test_random_steps_alone_are_recommended_by_their_samples() -> None:
+    found = choose_solver(mixture_model(), name="x", solvers=["ddpm"], budgets=(4,), grids=("t",), tune=False, **SMALL)
+    assert found.recommendation(4).startswith("At 4 evaluations take ddpm with 4 steps on the grid t: energy distance ")
+    assert found.recommendation(4).endswith("; no solver without random steps was tried.")
+    assert found.command(4) == "undiffuse sample x --solver ddpm --steps 4 --grid=t"
+
+
+def test_a_recommendation_compares_with_ddim_where_that_says_something() -> None:
+    def found(*errors: tuple[str, str, float]) -> SolverChoice:
+        trials = tuple(
+            Trial(solver=s, grid=g, steps=2, budget=2, nfe=2, error=e, uncertainty=0.01) for s, g, e in errors
+        )
+        facts: dict[str, Any] = {"n": 2, "set_size": 0, "reference": "", "reference_error": 0.0, "distance_floor": None}
+        return SolverChoice(model="x", budgets=(2,), trials=trials, **facts)
+
+    plain = ("ddim", "logsnr", 1.0)
+    assert found(plain).recommendation(2).endswith("on the grid logsnr: error 1.")
+    own = found(("ddim", "t", 0.5), plain).recommendation(2)
+    assert own.endswith("on the grid t: error 0.5, 2.0 times below ddim on the grid logsnr.")
+    near = found(("unipc", "t", 0.49), ("ddim", "t", 0.5), plain, ("heun", "t", 1.01))
+    assert near.recommendation(2).endswith(
+        "error 0.49, 2.0 times below ddim on the grid logsnr and like ddim on its best grid, t."
+    )
+    assert [row[5] for row in near.table()] == ["2.0 x lower", "2.0 x lower", "", "the same"]
+
+
+def test_a_tuned_model_warns_once(recwarn: pytest.WarningsRecorder) -> None:
+    model = mixture_model()
+    model.info["tuned_for"] = {"solver": "ddim", "steps": [2], "grid": "t", "guidance": 1.0}
+    choose_solver(model, solvers=["ddim", "heun"], budgets=(4,), grids=("t",), tune=False, **SMALL | {"set_size": 0})
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == 1 and "tuned for solver=ddim, steps=2, grid=t, guidance=1.0" in said[0]
+    assert "tuned_for" in model.info
 
 
 def test_wrong_requests_are_refused() -> None:
@@ -179,6 +216,7 @@ def test_wrong_requests_are_refused() -> None:
         ({"solvers": ["ddimm"]}, "Did you mean 'ddim'"),
         ({"solvers": ["first-hitting"]}, "cannot be compared here"),
         ({"solvers": ["flow-map"]}, "it needs a flow map"),
+        ({"solvers": ["ddpm"], "set_size": 0}, "solvers ddpm take random steps, which only sets of samples compare"),
     ):
         with pytest.raises(ValueError, match=message):
             choose_solver(model, **options)  # type: ignore[arg-type]

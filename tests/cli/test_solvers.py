@@ -109,6 +109,10 @@ def test_wrong_words_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
     for words, message in (
         (["--save", "3"], "--save needs --on MODEL"),
         (["--guidance", "2"], "--guidance needs --on MODEL"),
+        (["--evaluations", "5"], "--evaluations needs --on MODEL"),
+        (["--restore", "-n", "3"], "--count needs --on MODEL"),
+        (["--set-size", "0"], "--set-size needs --on MODEL"),
+        (["--on", "digits", "--solver", "ddpm", "--set-size", "0"], "take random steps"),
         (["--on", "digits", "--evaluations", "5,x"], "holds something else than whole numbers"),
         (["--on", "digits", "--save", "7"], "--save 7 was not measured"),
         (["--on", "digits", "--save", "10"], "digits is built in"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from undiffuse.analysis.solver_results import SolverChoice, Trial
 from undiffuse.report.elements import Code, Picture
 from undiffuse.report.plots import Curve, error_by_evaluations
@@ -43,6 +45,12 @@ def test_the_section_gives_a_command_for_each_budget() -> None:
     said = " ".join(getattr(element, "text", "") for element in section.elements)
     assert "10.0 times below ddim on the grid logsnr and 8.0 times below ddim on its best grid, t" in said
     assert "not finite: rk4 on t" in said
+
+
+def test_solvers_with_random_steps_alone_have_no_curves(recwarn: pytest.WarningsRecorder) -> None:
+    section = solver_section(replace(CHOICE, trials=(trial("ddpm", "t", 10, None, distance=0.02),)))
+    assert not any(isinstance(element, Picture) for element in section.elements)
+    assert not list(recwarn)
 
 
 def test_curves_are_of_the_best_grid_at_each_budget_beside_those_of_the_default() -> None:

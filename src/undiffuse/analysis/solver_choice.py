@@ -20,6 +20,7 @@ from undiffuse.analysis.solver_results import SolverChoice, Trial
 from undiffuse.events import Listener, silent
 from undiffuse.models.conditions import class_turns
 from undiffuse.models.model import Model
+from undiffuse.models.tuned import without_tuning
 from undiffuse.process.gaussian import GaussianProcess
 from undiffuse.process.grids import make_grid
 from undiffuse.process.tables import TableSchedule
@@ -81,10 +82,16 @@ def choose_solver(
     odes = [solver for solver in names if CATALOGUE[solver].is_ode]
     planned = [solver for solver in odes if not CATALOGUE[solver].makes_times]
     others = [solver for solver in names if solver not in odes and set_size]
+    if not odes and not others:
+        raise ValueError(
+            f"solvers {', '.join(names)} take random steps, which only sets of samples compare; give a set size of 2 "
+            "or more (256 is usual), or a solver without them such as ddim."
+        )
     shapes = tuple(grids) if grids else GRIDS + TABLE_GRIDS * isinstance(_schedule(model), TableSchedule)
     for shape in shapes:  # refuses unknown ones before the reference is drawn
         make_grid(_schedule(model), min(budgets), shape)  # type: ignore[arg-type]
     each = len(planned) * (len(shapes) + tune) + (_TRIALS + _REFINING) * tune + len(others)
+    model = without_tuning(model)
     progress = Progress(listener, len(budgets) * each + len(odes) - len(planned) + 2)
     bench = Bench(model, seed, n, set_size, cond, sampling, reference_steps, progress)
     progress.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -192,6 +193,14 @@ TokensPerCall = Annotated[
 def given(**settings: Any) -> dict[str, Any]:
     """Return the settings that were given: those that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def named(context: typer.Context, *names: str) -> Iterator[str]:
+    """Yield the options that the command line gives among parameters of these names, as words such as --set-size."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            yield parameter.opts[-1]
 
 
 def read_interval(text: str | None) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from undiffuse.cli.asking import given
+from undiffuse.cli.asking import given, named
 from undiffuse.cli.shared import Device, Json, Load, Out, Seed
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ SECTIONS = {
 
 
 def solvers(
+    context: typer.Context,
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="MODEL", help="Try them on this model, and recommend one.", show_default=False),
@@ -100,13 +101,13 @@ def solvers(
     from undiffuse.cli.output import Output
 
     output = Output(json)
+    for word in named(context, *SECTIONS["Trials, with --on"]) if on is None else ():
+        raise ValueError(f"{word} needs --on MODEL, the model to try solvers on.")
     if restore:
         if on is not None:
             raise ValueError("--restore lists methods and --on tries solvers of sampling; bench-restore tries methods.")
         return _list_restorers(output)
     if on is None:
-        of_trials = {"solver": solver, "grid": grid, "label": label, "cond": cond, "guidance": guidance}
-        _refuse_without_model(of_trials | {"threshold": threshold, "save": save, "out": out, "load": load})
         return _list(output)
     from undiffuse.cli.conditions import load_conditions, words_of_each
     from undiffuse.cli.places import find_model
@@ -140,12 +141,6 @@ def solvers(
     written = _write(choice, out if out is not None else found.home)
     line = f"The report is {written['report']}" + (f"; {saved}: now the model's defaults" if saved else "")
     output.finish(line, choice.to_json() | written | {"saved": saved})
-
-
-def _refuse_without_model(options: dict[str, Any]) -> None:
-    """Refuse options of trials where no model was named to try solvers on."""
-    for name in given(**options):
-        raise ValueError(f"--{name} needs --on MODEL, the model to try solvers on.")
 
 
 def _list_restorers(output: Output) -> None:
@@ -198,7 +193,8 @@ def _show(choice: SolverChoice, output: Output) -> None:
     output.table(choice.columns, choice.table(), numeric=(0, 2, 4, 5, 6))
     for budget in choice.budgets:
         output.say(choice.recommendation(budget))
-        output.say(f"  {choice.command(budget)}")
+        if command := choice.command(budget):
+            output.say(f"  {command}")
     floor = (
         ""
         if choice.distance_floor is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,40 @@ def warn_of_other_sampler(model: Model, given: dict[str, Any]) -> None:
     tuned = model.info.get(TUNED_FOR)
     if not isinstance(tuned, dict):
         return
-    allowed = {name: value if isinstance(value, list) else [value] for name, value in tuned.items()}
     others = [
-        f"{name}={value}" for name, value in given.items() if value is not None and not _is_in(value, allowed[name])
+        f"{name}={value}"
+        for name, value in given.items()
+        if value is not None and not _is_in(value, _listed(tuned[name]))
     ]
     if others:
-        own = ", ".join(f"{name}={' or '.join(map(str, values))}" for name, values in allowed.items())
         warnings.warn(
-            f"this model was tuned for {own} and is sampled with {', '.join(others)}, where it is usually worse than "
-            f"the model it was made from; leave these out, or use that model.",
+            f"this model was tuned for {_in_words(tuned)} and is sampled with {', '.join(others)}, where it is usually "
+            f"worse than the model it was made from; leave these out, or use that model.",
             stacklevel=4,
         )
+
+
+def without_tuning(model: Model) -> Model:
+    """Return a model that can be sampled with any sampler; where it was tuned for one, warn once and take a copy."""
+    tuned = model.info.get(TUNED_FOR)
+    if not isinstance(tuned, dict):
+        return model
+    warnings.warn(
+        f"this model was tuned for {_in_words(tuned)}; with other samplers it is usually worse than the model it was "
+        f"made from, and how near they come to a fine run of it says little.",
+        stacklevel=3,
+    )
+    free = copy.copy(model)
+    free.info = {name: value for name, value in model.info.items() if name != TUNED_FOR}
+    return free
+
+
+def _in_words(tuned: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={' or '.join(map(str, _listed(value)))}" for name, value in tuned.items())
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_in(value: Any, allowed: list[Any]) -> bool:

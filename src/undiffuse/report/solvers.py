@@ -26,7 +26,8 @@ def solver_section(choice: SolverChoice, title: str = "Which solver?") -> Sectio
         section.text(choice.recommendation(budget))
         if command := choice.command(budget):
             section.code(command)
-    section.figure(error_by_evaluations(solver_curves(choice), choice.reference_error), _caption(choice))
+    if curves := solver_curves(choice):  # none where all have random steps
+        section.figure(error_by_evaluations(curves, choice.reference_error), _caption(choice))
     section.table(choice.columns, choice.table(12), (0, 2, 4, 5, 6)).text(_HOW_TO_READ, "note")
     facts = [f"reference: {choice.reference}, whose own error is about {choice.reference_error:.2g}"]
     facts += [f"{choice.n} samples behind each error", f"settings: {choice.settings}", f"{choice.seconds:.0f} s"]
