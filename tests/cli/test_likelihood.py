@@ -62,6 +62,16 @@ def test_the_bound_of_given_data(capsys: pytest.CaptureFixture[str]) -> None:
         (("digits", "moons"), "items of shape (2,) but the model expects (1, 8, 8)"),
         (("digits", "-n", "0"), "n=0 must be at least 1"),
         (("nothing",), "nothing"),
+        (("digits", "--steps", "5"), "--steps has no effect here, it belongs to --integrator heun; leave it out"),
+        (("digits", "--grid", "t"), "--grid has no effect here, it belongs to --integrator heun"),
+        (("digits", "--integrator", "heun", "--tolerance", "1e-4"), "belongs to --integrator dormand-prince"),
+        (
+            ("digits", "--method", "elbo", "--divergence", "exact"),
+            "--divergence has no effect here, it belongs to --met",
+        ),
+        (("digits", "--method", "ode", "--draws", "16"), "--draws has no effect here, it belongs to --method elbo"),
+        (("digits", "--levels", "9"), "--levels has no effect here, it belongs to --method elbo"),
+        (("digits", "--divergence", "exact", "--probes", "2"), "it belongs to --divergence hutchinson"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(
@@ -72,3 +82,11 @@ def test_what_cannot_be_answered_is_one_line(
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_whole_numbers_likelier_than_certain_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("digits", "-n", "4", "--integrator", "heun", "--steps")
+    code, out, _ = asked(capsys, *words, "1")
+    assert code == 0 and "bits per dimension cannot be" in out and "take more steps of heun" in out
+    code, out, _ = asked(capsys, *words, "8")
+    assert code == 0 and "cannot be" not in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -135,7 +136,7 @@ class _Run:
             error = samples.std(1) / count**0.5 if count > 1 else torch.full_like(samples[:, 0], math.nan)
         log_p = samples.mean(1) + (0.0 if self._is_discrete_bound else self.subject.log_volume())
         nfe = max(calls for _, calls in parts)
-        return Likelihood(
+        found = Likelihood(
             log_p=log_p,
             noise_error=None if exact else error,
             dims=self.dims,
@@ -150,6 +151,8 @@ class _Run:
             settings=self._settings,
             notes=self._notes(),
         )
+        _warn_of_impossible(found)
+        return found
 
     # -- the two methods, batch by batch ------------------------------------------------------------
 
@@ -290,3 +293,16 @@ class _Run:
         if not self.subject.denoiser.normalised:
             notes.append("of no normalised density: the denoiser is guided or wrapped")
         return tuple(notes)
+
+
+def _warn_of_impossible(found: Likelihood) -> None:
+    """Warn of whole numbers that would be likelier than certain, by more than the standard error."""
+    nats = found.nats
+    error = found.noise_standard_error if math.isnan(nats.standard_error) else nats.standard_error
+    if found.units == "levels" and nats.mean < -(0.0 if math.isnan(error) else error):
+        warnings.warn(
+            f"{found.bits_per_dim.mean:.2f} bits per dimension cannot be: whole numbers are at most certain, at 0. The "
+            "computation is too coarse; take more steps of heun or a smaller tolerance of dormand-prince, more probes, "
+            "or the exact divergence.",
+            stacklevel=4,
+        )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from undiffuse.cli.asking import named
 from undiffuse.cli.shared import Device, Json, Load, ModelName, Out, Seed
 
 if TYPE_CHECKING:
     from undiffuse.analysis.items import Chosen
     from undiffuse.analysis.results import Likelihood
     from undiffuse.cli.places import Found
+    from undiffuse.models.model import Model
 
 EPILOG = """\b
 Examples:
@@ -30,6 +33,7 @@ SECTIONS = {
 
 
 def likelihood(
+    context: typer.Context,
     model: ModelName,
     data: Annotated[
         str | None,
@@ -94,6 +98,7 @@ def likelihood(
     }
     LikelihoodOptions(**options)  # refuses at once, before anything is loaded
     found = find_model(model, device, load=load)
+    _refuse_idle(context, found.model, method, integrator, divergence)
     dataset, what = open_held_out(found, data)
     items = choose_items(dataset, n, seed)
     output.say(f"{len(items.data)} of {len(dataset)} items{what}")
@@ -101,9 +106,32 @@ def likelihood(
         result = log_likelihood(
             found.model, dataset, n=n, seed=seed, conditional=conditional, listener=listener, **options
         )
+    if "probes" not in result.settings and any(named(context, "probes")):
+        output.warn("--probes had no effect: auto took the exact divergence; --divergence hutchinson has probes.")
     output.table(result.columns, result.table(), numeric=(1, 2))
     written = _write(found, result, items, out if out is not None else found.home)
     output.finish(f"The report is {written['report']}", result.to_json() | {"model": model} | written)
+
+
+def _refuse_idle(context: typer.Context, model: Model, method: str, integrator: str, divergence: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Raises:
+        ValueError: One was.
+    """
+    discrete = model.spec.is_discrete or model.state_spec.is_discrete
+    of_bound = method == "elbo" or (method == "auto" and discrete)
+    of_ode = [name for name in SECTIONS["The probability-flow ODE"] if discrete or name != "t_min"]  # bounds end there
+    idle: dict[str, Sequence[str]]
+    idle = {"--method ode": of_ode} if of_bound else {"--method elbo": SECTIONS["The evidence bound"]}
+    if not of_bound:
+        idle |= {"--integrator dormand-prince": ("tolerance",)} if integrator == "heun" else {}
+        idle |= {"--integrator heun": ("steps", "grid")} if integrator == "dormand-prince" else {}
+        idle |= {"--divergence hutchinson": ("probes",)} if divergence == "exact" else {}
+    for owner, names in idle.items():
+        for word in named(context, *names):
+            cure = "leave it out" if discrete else f"leave it out, or add {owner}"
+            raise ValueError(f"{word} has no effect here, it belongs to {owner}; {cure}.")
 
 
 def _write(found: Found, result: Likelihood, items: Chosen, folder: Path) -> dict[str, Any]:
