@@ -177,3 +177,9 @@ def test_compiling_is_asked_of_the_model_and_told(tmp_path: Path, monkeypatch: p
         assert run(["sample", "m", "-n", "2", *words, "--out", str(folder)]) == 0
         assert json.loads((folder / "samples-seed0.json").read_text())["sampling"].get("compile") is told
     assert compiled == [True]
+
+
+def test_a_grid_that_ends_at_noise_is_refused(tmp_path, capsys):
+    assert run(["sample", "digits", "-n", "2", "--grid", "1,0.5", "--out", str(tmp_path / "there")]) == 1
+    assert "error: the grid ends at t=0.5, where samples are still noisy; let it end at 0" in capsys.readouterr().err
+    assert not (tmp_path / "there").exists()

@@ -125,6 +125,15 @@ def test_times_may_be_a_list() -> None:
         vector_model().sample(2, grid=[1.0, 0.5, 0.7, 0.0])
 
 
+def test_noisy_states_are_no_samples() -> None:
+    model = vector_model()
+    for grid in ([1, 0.5], torch.tensor([1.0, 0.5]), torch.tensor([[[1.0, 1.0]], [[0.0, 0.2]]])):
+        with pytest.raises(ValueError, match=r"ends at t=0\.\d, where samples are still noisy; let it end at 0"):
+            model.sample(2, grid=grid)
+    assert model.sample_result(2, grid=[1, 0.5]).nfe == 1
+    assert model.sample(2, grid=[1, 0.5, model.process.schedule.t_min]).shape == (2, 2)
+
+
 @pytest.mark.parametrize("steps", [0, -2])
 def test_wrong_steps_of_tokens_are_refused(steps: int) -> None:
     for solver in (None, "ancestral"):

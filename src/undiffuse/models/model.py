@@ -26,6 +26,7 @@ from undiffuse.models.conditions import fit_conditions, fit_tokens
 from undiffuse.models.guided import GUIDANCE_ARGUMENTS, GuidanceArguments, Wrap, apply_wraps, read_guidance
 from undiffuse.models.jumping import jumping
 from undiffuse.models.scheduled import setup_of
+from undiffuse.models.states import refuse_states
 from undiffuse.models.tuned import warn_of_other_sampler
 from undiffuse.models.windows import Draw, sliding, spec_of_length, window_of
 from undiffuse.networks.backbone import Backbone
@@ -177,9 +178,11 @@ class Model:
             options: Further arguments of `sample_result`.
 
         Raises:
-            ValueError: Unknown names, conditions that the model does not know, or values out of range.
+            ValueError: Unknown names, conditions that the model does not know, values out of range, or a grid that ends
+                at noisy states.
             PlanError: Solver, grid and process do not fit.
         """
+        refuse_states(self, grid)
         result = self.sample_result(
             n, seed=seed, cond=cond, guidance=guidance, solver=solver, steps=steps, grid=grid, prefix=prefix, **options
         )

@@ -17,6 +17,7 @@ from undiffuse.limits import check_counts
 from undiffuse.models.conditions import Fitted, fit_conditions
 from undiffuse.models.guided import ClassifierTarget
 from undiffuse.models.processes import Processes
+from undiffuse.models.states import refuse_states
 
 if TYPE_CHECKING:
     from undiffuse.models.model import Model
@@ -73,6 +74,7 @@ def sample_split(
     nfe = sweeps = calls = 0
     with processes.agree():
         _refuse(n, batch_size, options)
+        refuse_states(model, options.get("grid"))
         starts = range(0, n, batch_size)
         spec = model.state_spec_at(options.get("size"))
         conditions, away = (fit_conditions(part, n, spec, model.device, model.codec) for part in (cond, negative))
