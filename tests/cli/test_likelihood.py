@@ -62,6 +62,7 @@ def test_the_bound_of_given_data(capsys: pytest.CaptureFixture[str]) -> None:
         (("digits", "moons"), "items of shape (2,) but the model expects (1, 8, 8)"),
         (("digits", "-n", "0"), "n=0 must be at least 1"),
         (("nothing",), "nothing"),
+        (("digits", "--tolerance", "0"), "--tolerance 0 must be positive"),
         (("digits", "--steps", "5"), "--steps has no effect here, it belongs to --integrator heun; leave it out"),
         (("digits", "--grid", "t"), "--grid has no effect here, it belongs to --integrator heun"),
         (("digits", "--integrator", "heun", "--tolerance", "1e-4"), "belongs to --integrator dormand-prince"),

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.oracles.continuous import process_of
+from undiffuse.analysis import log_likelihood
+from undiffuse.denoisers.flow_map import Spans
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.errors import UndiffuseError
@@ -85,3 +87,13 @@ def test_a_map_of_jumps_alone_has_no_denoiser() -> None:
     with pytest.raises(ValueError, match=r"trained for the jumps of a few steps only.*solver=flow-map"):
         _ = Model(made, SPEC).denoiser
     assert Model(made, SPEC).process is made.process
+
+
+@pytest.mark.parametrize(
+    ("spans", "more"), [("any", r" \(in Python diagonal\(\) of the map is a denoiser too\)"), ("clean", "")]
+)
+def test_a_likelihood_of_a_student_asks_for_its_teacher(spans: Spans, more: str) -> None:
+    made = held()
+    made.spans = spans
+    with pytest.raises(ValueError, match=rf"name the model it was distilled from{more}\.$"):
+        log_likelihood(Model(made, SPEC), torch.zeros(1, *SPEC.shape))

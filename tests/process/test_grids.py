@@ -98,7 +98,10 @@ def test_integer_spacings_need_a_table(shape: str) -> None:
     [
         ({"steps": 0}, "steps=0"),
         ({"steps": -3}, "steps=-3"),
-        ({"steps": 5, "shape": "linear"}, "'linear' is unknown"),
+        (
+            {"steps": 5, "shape": "linear"},
+            "'linear' is unknown.*or logsnr:LOW:HIGH:BEND, for samples also falling times such as 1,0.6,0.2,0",
+        ),
         ({"steps": 5, "end": "one"}, "end='one'"),
         ({"steps": 5, "start": 0.0}, "start=0.0"),
         ({"steps": 5, "start": 1.1}, "start=1.1"),
@@ -118,7 +121,7 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], message: str)
         ([1.1, 0.0], r"outside \[0, 1\]"),
         ([1.0, -0.1], r"outside \[0, 1\]"),
         ([1.0, math.nan], "NaN"),
-        ([1.0, 0.5, 0.6, 0.0], "rises at step 1"),
+        ([1.0, 0.5, 0.6, 0.0], "rises at step 1; times must fall, such as 1,0.6,0.2,0"),
         ([1.0, 0.5, 0.5, 0.0], "nothing moves in step 1"),
         ([[[1.0, 1.0]], [[0.5, 0.2]], [[0.4, 0.3]]], "rises at step 1 of item 0, frame 1"),
         ([[[1.0, 1.0]], [[1.0, 0.5]], [[1.0, 0.5]]], "nothing moves in step 1"),

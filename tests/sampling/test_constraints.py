@@ -124,5 +124,5 @@ def test_known_frames_need_no_start_of_their_own() -> None:
     start = torch.where(mask, values, process.prior(noise.normal("init", 0, (2,), torch.float64)))
     alone = sample(denoiser, constraints=[rule], **given).x
     assert torch.equal(alone, sample(denoiser, constraints=[rule], start=start, **given).x)
-    with pytest.raises(PlanError, match=r"Give start"):
+    with pytest.raises(PlanError, match=r"Let the grid begin at 1, or give start"):
         sample(denoiser, **given)

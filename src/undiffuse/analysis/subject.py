@@ -164,11 +164,12 @@ def asked_of(model: Any, wrap: Wrap | None = None, *, task: str) -> Asked:
         ValueError: A flow map.
         TypeError: Something else than a model.
     """
-    bare = getattr(model, "module", model.denoiser) if isinstance(model, Model) else model
+    bare = model.module if isinstance(model, Model) else model
     if isinstance(bare, FlowMap):
+        inside = " (in Python diagonal() of the map is a denoiser too)" if bare.spans == "any" else ""
         raise ValueError(
-            f"{task} needs a denoiser and this is a flow map, whose jumps have no density; give the model it was "
-            "distilled from, or flow_map.diagonal() where the flow map was trained to denoise."
+            f"{task} needs a denoiser and this is a flow map, whose jumps have no density; name the model it was "
+            f"distilled from{inside}."
         )
     if not isinstance(bare, Denoiser):
         raise TypeError(

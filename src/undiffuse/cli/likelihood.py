@@ -96,6 +96,8 @@ def likelihood(
         "levels": levels,
         "batch_size": batch_size,
     }
+    if not tolerance > 0:
+        raise ValueError(f"--tolerance {tolerance:g} must be positive; 1e-4 is usual.")
     LikelihoodOptions(**options)  # refuses at once, before anything is loaded
     found = find_model(model, device, load=load)
     _refuse_idle(context, found.model, method, integrator, divergence)

@@ -47,8 +47,9 @@ def make_grid(
     if shape.startswith("logsnr:"):
         return _limited_grid(schedule, steps, shape, end, start)
     if shape not in get_args(GridShape):
-        known = f"{', '.join(get_args(GridShape))}, or logsnr:LOW:HIGH"
-        raise ValueError(f"grid {shape!r} is unknown; choose one of {known}.")
+        known = f"{', '.join(get_args(GridShape))}, or logsnr:LOW:HIGH:BEND"
+        times = "for samples also falling times such as 1,0.6,0.2,0"
+        raise ValueError(f"grid {shape!r} is unknown; choose one of {known}, {times}.")
     if end not in get_args(End) and not (isinstance(end, float) and schedule.t_min <= end < start):
         raise ValueError(f"end={end!r} is unknown; choose 'zero', 't_min' or a time from {schedule.t_min} to {start}.")
     if not schedule.t_min < start <= 1:
@@ -97,7 +98,9 @@ def check_grid(grid: Tensor | Sequence[float], x_shape: tuple[int, ...] | None =
     if bool((falls < 0).any()):
         step, *element = (falls < 0).nonzero()[0].tolist()
         where = f" of item {element[0]}, frame {element[1]}" if element else ""
-        raise PlanError(f"the grid rises at step {step}{where}; times must fall. Use renoise to go up.")
+        raise PlanError(
+            f"the grid rises at step {step}{where}; times must fall, such as 1,0.6,0.2,0 (process.renoise goes up)."
+        )
     still = (falls.reshape(len(falls), -1) == 0).all(dim=1)
     if bool(still.any()):
         raise PlanError(f"nothing moves in step {int(still.nonzero()[0, 0])} of the grid; drop that row.")

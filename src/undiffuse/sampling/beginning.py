@@ -105,10 +105,15 @@ def first_state(
         try:
             return process.prior(numbers, first, known)
         except ValueError as error:
-            raise PlanError(f"{error} Give start, the noisy data there.") from error
+            raise PlanError(
+                f"{error} Let the grid begin at 1, or give start, the noisy data there (Python)."
+            ) from error
     begun = torch.as_tensor(first) < 1
     if bool(begun.any()) and (known is None or bool((align(begun.to(known.device), numbers) & ~known).any())):
-        raise PlanError("the grid starts below t = 1, where tokens are partly data; give start, the noisy tokens.")
+        raise PlanError(
+            "the grid starts below t = 1, where tokens are partly data; let it begin at 1, or give start, the noisy "
+            "tokens (Python)."
+        )
     return process.prior(numbers)
 
 
