@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ import torch
 
 from tests.oracles.continuous import process_of, spec_mixture
 from undiffuse.analysis.grid_tuning import LimitedGrid, tune_grid
-from undiffuse.analysis.solver_choice import choose_solver
+from undiffuse.analysis.solver_choice import _solvers, choose_solver
 from undiffuse.analysis.solver_results import SolverChoice, Trial
 from undiffuse.models.model import Model
 from undiffuse.process.registry import make_schedule
 from undiffuse.spec import DataSpec
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"n": 8, "set_size": 32, "reference_steps": 100}
 
 
@@ -220,6 +223,11 @@ def test_wrong_requests_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             choose_solver(model, **options)  # type: ignore[arg-type]
+
+
+def test_the_readme_says_how_many_solvers_are_tried() -> None:
+    said = re.search(r"\[the best sampler\]\([^)]*\) of (\d+) ", (ROOT / "README.md").read_text())
+    assert said is not None and int(said[1]) == len(_solvers(mixture_model(), None))
 
 
 def test_the_search_finds_the_bottom_of_a_bowl() -> None:
