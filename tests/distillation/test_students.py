@@ -11,6 +11,7 @@ import torch
 
 from tests.oracles.continuous import process_of
 from tests.training.tiny import vectors
+from undiffuse.config import to_dict
 from undiffuse.denoisers.network import NetworkDenoiser
 from undiffuse.denoisers.network_flow_map import NetworkFlowMap
 from undiffuse.distillation.build import make_flow_map_objective, make_student, teacher_hash
@@ -44,6 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return teacher().save(tmp_path_factory.mktemp("models") / "teacher")
 
 
+@pytest.mark.filterwarnings("ignore:this model was distilled for steps=1")
 @pytest.mark.parametrize("method", OWN)
 def test_every_method_gives_a_model_that_samples_in_one_step(saved: Path, tmp_path: Path, method: str) -> None:
     student = distill(saved, method=method, data=vectors(), steps=6, out=tmp_path / "run", **QUICK)
@@ -128,6 +130,23 @@ def test_progressive_a_round_ends_in_its_average(tmp_path: Path) -> None:
     run.step()
     assert all(torch.equal(a, b) for a, b in zip(first, objective.last.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(first, run.denoiser.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("own", [1, 2])
+def test_progressive_another_number_of_steps_is_warned_of(own: int, recwarn: pytest.WarningsRecorder) -> None:
+    held = make_student(teacher().module, ProgressiveOptions(last_steps=own))  # type: ignore[arg-type]
+    assert held.spec is not None
+    model = Model(held, held.spec, info={"recipe": {"objective": to_dict(ProgressiveOptions(last_steps=own))}})
+    times = torch.linspace(1, 0, own + 1).tolist()
+    for same in ({"steps": own}, {"grid": times}, {"steps": own, "grid": "t"}):
+        model.sample(1, **same)  # type: ignore[arg-type]
+    assert not list(recwarn)
+    for other in ({"steps": 5}, {"grid": [1.0, 0.7, 0.5, 0.0]}):
+        with pytest.warns(UserWarning, match=f"distilled for steps={own} and is sampled with steps=[35], which it was"):
+            model.sample(1, **other)  # type: ignore[arg-type]
+    if own > 1:
+        with pytest.warns(UserWarning, match="is sampled with grid=logsnr"):
+            model.sample(1, steps=own, grid="logsnr")
 
 
 def test_progressive_rate_and_averages_begin_anew_in_every_round(tmp_path: Path) -> None:

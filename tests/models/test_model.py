@@ -125,6 +125,18 @@ def test_times_may_be_a_list() -> None:
         vector_model().sample(2, grid=[1.0, 0.5, 0.7, 0.0])
 
 
+def test_a_tuned_model_warns_of_what_changes_its_sampler(recwarn: pytest.WarningsRecorder) -> None:
+    model = image_model()
+    model.info["tuned_for"] = {"solver": "ddim", "steps": [2], "grid": "t", "guidance": 1.0}
+    model.defaults.update({"solver": "ddim", "steps": 2, "grid": "t"})
+    for same in ({}, {"solver_options": {"eta": 0.0}}, {"threshold": "none"}):
+        model.sample(1, **same)
+    assert not list(recwarn)
+    for other, said in (({"solver_options": {"eta": 1.0}}, "eta=1.0"), ({"threshold": "static"}, "threshold=static")):
+        with pytest.warns(UserWarning, match=f"tuned for solver=ddim.* is sampled with {said},"):
+            model.sample(1, **other)
+
+
 def test_noisy_states_are_no_samples() -> None:
     model = vector_model()
     for grid in ([1, 0.5], torch.tensor([1.0, 0.5]), torch.tensor([[[1.0, 1.0]], [[0.0, 0.2]]])):

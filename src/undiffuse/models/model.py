@@ -252,8 +252,8 @@ class Model:
         own = setup_of(self.defaults, shape_of(self, size))
         rule = solver_of(self, budget.solver, steps, {**budget.options, **(solver_options or {})}, own)
         times = grid_of(self, rule, grid, steps, own)
-        scale = guides.get("guidance")
-        warn_of_other_sampler(self, {"solver": solver, "steps": steps, "grid": grid, "guidance": scale})
+        said = {"solver": solver, "steps": steps, "grid": grid, "solver_options": solver_options}
+        warn_of_other_sampler(self, said | {name: guides.get(name) for name in ("guidance", "threshold")})
         spec = spec_of_length(self.state_spec_at(size), length, getattr(self._network, "options", None))
         window = window_of(self.state_spec, length, stride, bool(constraints))
         conditions = fit_conditions(cond, n, spec, self.device, self.codec)

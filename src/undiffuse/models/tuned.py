@@ -1,10 +1,12 @@
-"""A model tuned for one sampler says so where it is sampled with another."""
+"""A model tuned or distilled for one sampler says so where it is sampled with another."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from typing import TYPE_CHECKING, Any
+
+from undiffuse.sampling.registry import make_solver
 
 if TYPE_CHECKING:
     from undiffuse.models.model import Model
@@ -14,26 +16,57 @@ TUNED_FOR = "tuned_for"
 
 
 def warn_of_other_sampler(model: Model, given: dict[str, Any]) -> None:
-    """Warn where a call asks a tuned model for another sampler than its own.
+    """Warn where a call asks a tuned model, or a student of progressive distillation, for another sampler than its own.
 
     Args:
         model: Any model.
-        given: "solver", "steps", "grid" and "guidance" of a call; None where the model's default applies.
+        given: "solver", "steps", "grid", "guidance", "solver_options" and "threshold" of a call; None where the model's
+            default applies.
     """
     tuned = model.info.get(TUNED_FOR)
     if not isinstance(tuned, dict):
+        _warn_of_other_steps(model, given)
         return
     others = [
-        f"{name}={value}"
-        for name, value in given.items()
-        if value is not None and not _is_in(value, _listed(tuned[name]))
+        f"{name}={given[name]}"
+        for name in tuned
+        if given.get(name) is not None and not _is_in(given[name], _listed(tuned[name]))
     ]
+    others += _changed_options(given.get("solver") or tuned["solver"], given.get("solver_options") or {})
+    others += [f"threshold={given['threshold']}"] if given.get("threshold") not in (None, "none") else []
     if others:
         warnings.warn(
             f"this model was tuned for {_in_words(tuned)} and is sampled with {', '.join(others)}, where it is usually "
             f"worse than the model it was made from; leave these out, or use that model.",
             stacklevel=4,
         )
+
+
+def _warn_of_other_steps(model: Model, given: dict[str, Any]) -> None:
+    """Warn where a student of progressive distillation, which knows the steps of one grid, is asked for others."""
+    recipe = model.info.get("recipe")
+    objective = recipe.get("objective") if isinstance(recipe, dict) else None
+    if getattr(model.module, "spans", None) != "steps" or not isinstance(objective, dict):
+        return
+    own, grid, asked = objective.get("last_steps"), given["grid"], given["steps"]
+    if objective.get("kind") != "progressive" or own is None:
+        return
+    asked = len(grid) - 1 if grid is not None and not isinstance(grid, str) else asked
+    others = [f"steps={asked}"] if asked not in (None, own) else []
+    others += [f"grid={grid}"] if isinstance(grid, str) and grid != "t" and own > 1 else []  # one step is on all grids
+    if others:
+        warnings.warn(
+            f"this model was distilled for steps={own} and is sampled with {', '.join(others)}, which it was not "
+            f"trained for; leave that out, or distil again with another objective.last_steps.",
+            stacklevel=5,
+        )
+
+
+def _changed_options(solver: Any, options: dict[str, Any]) -> list[str]:
+    """Return the options, as NAME=VALUE, with which a solver given by name differs from the plain one."""
+    if not options or not isinstance(solver, str) or make_solver(solver, **options) == make_solver(solver):
+        return []
+    return [f"{name}={value}" for name, value in options.items()]
 
 
 def without_tuning(model: Model) -> Model:
