@@ -391,6 +391,11 @@ def test_a_rate_that_is_too_high_stops_and_keeps_the_best(place, capsys):
     assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
+def test_items_may_come_in_any_dtype(tmp_path):
+    given = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float16)
+    assert tune(tmp_path / "run", data=given, samples=0).model.sample(2).dtype == torch.float32
+
+
 def test_a_sampler_may_have_the_grid_that_it_was_published_with(tmp_path):
     result = tune(tmp_path / "run", solver="deis-2", grid="published", steps=3, samples=0)
     x = result.model.sample(3, seed=1)

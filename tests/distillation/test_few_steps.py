@@ -84,6 +84,13 @@ def test_the_word_guidance_alone_brings_no_teacher(saved: Path, tmp_path: Path) 
     assert run.model.info["recipe"]["objective"]["teacher"] == ""
 
 
+def test_a_grid_that_jumps_lack_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a flow map jumps and has no published grid; use sample\.grid=t"):
+        distill(
+            teacher(), method="progressive", data=vectors(), out=tmp_path / "out", overrides=["sample.grid=published"]
+        )
+
+
 @pytest.mark.parametrize("method", ["progressive", "dmd"])
 def test_a_head_for_the_variance_is_left_behind(tmp_path: Path, method: str) -> None:
     model = teacher(variance=True)

@@ -45,6 +45,11 @@ def test_what_comes_back_is_what_was_saved(tmp_path: Path) -> None:
     assert again.sample_result(3).nfe == 2
 
 
+def test_jumps_have_no_published_grid() -> None:
+    with pytest.raises(ValueError, match="a flow map jumps and has no published grid"):
+        Model(held(), SPEC).sample(1, steps=2, grid="published")
+
+
 @pytest.mark.parametrize("steps", [0, -5])
 def test_fewer_jumps_than_one_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps={steps} must be at least 1"):

@@ -143,7 +143,12 @@ def test_noisy_states_are_no_samples() -> None:
         with pytest.raises(ValueError, match=r"ends at t=0\.\d, where samples are still noisy; let it end at 0"):
             model.sample(2, grid=grid)
     assert model.sample_result(2, grid=[1, 0.5]).nfe == 1
-    assert model.sample(2, grid=[1, 0.5, model.process.schedule.t_min]).shape == (2, 2)
+    smallest = model.process.schedule.t_min
+    assert model.sample(2, grid=[1, 0.5, smallest]).shape == (2, 2)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):  # a rounded end is that end
+        assert model.sample(2, grid=torch.tensor([1, 0.5, smallest], dtype=dtype)).shape == (2, 2)
+    with pytest.raises(PlanError, match="a grid of shape"):
+        model.sample(2, grid=torch.zeros(3, 0))
 
 
 @pytest.mark.parametrize("steps", [0, -2])
@@ -185,6 +190,8 @@ def test_a_solver_s_published_grid_goes_by_name() -> None:
         named = model.sample(2, solver=name, steps=6, grid="published")
         assert torch.equal(named, model.sample(2, solver=name, grid=explicit)), name
         assert not torch.equal(named, model.sample(2, solver=name, steps=6)), name
+    model.defaults |= {"grid": "published", "solver": "deis-2"}
+    assert torch.equal(model.sample(2, solver="heun", steps=6), model.sample(2, solver="heun", steps=6, grid="logsnr"))
     with pytest.raises(ValueError, match="Heun was published without a grid"):
         model.sample(2, solver="heun", grid="published")
     with pytest.raises(ValueError, match="which tokens do not have"):

@@ -61,6 +61,15 @@ def test_weights_integrate_polynomials_exactly(count: int) -> None:
         torch.testing.assert_close(found, moments[power - 1], rtol=1e-12, atol=1e-12)
 
 
+def test_nodes_may_be_numbers_for_all() -> None:
+    nodes = [torch.tensor(-r, dtype=torch.float64) for r in (0.7, 1.9)] + [torch.full((4,), -3.2, dtype=torch.float64)]
+    moments = [torch.arange(1.0, 5.0, dtype=torch.float64) / i for i in (1, 2, 3)]
+    for own, whole in zip(
+        solve_weights(nodes, moments), solve_weights([r.expand(4) for r in nodes], moments), strict=True
+    ):
+        assert torch.equal(own, whole)
+
+
 # -- 3, 4. equalities ---------------------------------------------------------------------------------
 
 SETTINGS = [("vp", "logsnr"), ("vp", "t"), ("rf", "t"), ("rf", "logsnr"), ("ddpm", "trailing"), ("ve", "karras")]

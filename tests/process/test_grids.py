@@ -100,7 +100,7 @@ def test_integer_spacings_need_a_table(shape: str) -> None:
         ({"steps": -3}, "steps=-3"),
         (
             {"steps": 5, "shape": "linear"},
-            "'linear' is unknown.*or logsnr:LOW:HIGH:BEND, for samples also falling times such as 1,0.6,0.2,0",
+            "'linear' is unknown.*logsnr:LOW:HIGH:BEND, or for samples falling times such as 1,0.6,0.2,0",
         ),
         ({"steps": 5, "end": "one"}, "end='one'"),
         ({"steps": 5, "start": 0.0}, "start=0.0"),

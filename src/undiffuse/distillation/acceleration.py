@@ -304,6 +304,7 @@ def _open(model: Model, data: Any, options: DataOptions) -> Dataset:
         x = torch.as_tensor(data)
         if tuple(x.shape[1:]) != tuple(model.spec.shape):
             raise DataError(f"data has shape {tuple(x.shape)}; the model's items need (N, {model.spec.shape}).")
+        x = x.float() if x.is_floating_point() else x
         return TensorDataset(data=x, spec=replace(model.spec, classes=(), cond={}))  # an array has no labels
     if not hasattr(data, "batch") or not hasattr(data, "spec"):
         raise DataError(f"cannot tune on a {type(data).__name__}; give a name, a path, an array or a data set.")

@@ -11,6 +11,7 @@ from torch import Tensor
 from undiffuse.denoisers.flow_map import FlowMap
 from undiffuse.process.categorical import CategoricalProcess
 from undiffuse.process.gaussian import GaussianProcess
+from undiffuse.process.grid_names import PUBLISHED
 from undiffuse.process.grids import uniform_grid
 from undiffuse.sampling.flow_map import Jumps, default_solver, jump_grid
 from undiffuse.sampling.registry import make_solver
@@ -76,7 +77,11 @@ def grid_of(
         return None
     count = _count(model, steps)
     shape: Any = grid or model.defaults.get("grid")
+    if shape == PUBLISHED and grid is None and not solver.grid:
+        shape = None  # the default is another solver's
     if isinstance(solver, Jumps) and isinstance(model.module, FlowMap):
+        if shape == PUBLISHED:
+            raise ValueError("a flow map jumps and has no published grid; use grid='t'.")
         return jump_grid(model.module, 1 if count is None else count, shape or "t")
     if shape is None and own is not None:
         return own.grid(_STEPS if count is None else count)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from undiffuse.denoisers.flow_map import FlowMap
+from undiffuse.sampling.flow_map import jump_grid
 from undiffuse.sampling.registry import make_solver
 
 if TYPE_CHECKING:
@@ -46,14 +51,18 @@ def _warn_of_other_steps(model: Model, given: dict[str, Any]) -> None:
     """Warn where a student of progressive distillation, which knows the steps of one grid, is asked for others."""
     recipe = model.info.get("recipe")
     objective = recipe.get("objective") if isinstance(recipe, dict) else None
-    if getattr(model.module, "spans", None) != "steps" or not isinstance(objective, dict):
+    if not isinstance(model.module, FlowMap) or model.module.spans != "steps" or not isinstance(objective, dict):
         return
     own, grid, asked = objective.get("last_steps"), given["grid"], given["steps"]
     if objective.get("kind") != "progressive" or own is None:
         return
-    asked = len(grid) - 1 if grid is not None and not isinstance(grid, str) else asked
     others = [f"steps={asked}"] if asked not in (None, own) else []
-    others += [f"grid={grid}"] if isinstance(grid, str) and grid != "t" and own > 1 else []  # one step is on all grids
+    if isinstance(grid, str):
+        others += [f"grid={grid}"] if grid != "t" and own > 1 else []  # one step is on all grids
+    elif grid is not None:
+        times, known = torch.as_tensor(grid).double().cpu(), jump_grid(model.module, own)
+        same = times.shape == known.shape and torch.allclose(times, known, rtol=0, atol=1e-3)
+        others += [] if same else [f"a grid of {len(times) - 1} steps"]
     if others:
         warnings.warn(
             f"this model was distilled for steps={own} and is sampled with {', '.join(others)}, which it was not "
@@ -94,4 +103,4 @@ def _listed(value: Any) -> list[Any]:
 
 def _is_in(value: Any, allowed: list[Any]) -> bool:
     """Whether a plain value is among the allowed ones; a solver or grid given as an object is not."""
-    return isinstance(value, (str, int, float)) and value in allowed
+    return isinstance(value, (str, Number)) and value in allowed

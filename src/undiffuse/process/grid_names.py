@@ -24,7 +24,10 @@ def check_grid_name(name: str) -> None:
             raise ValueError(f"grid {name!r} needs LOW < HIGH, values of half log-SNR, and BEND in (-1, 1).")
     elif name not in known:
         near = did_you_mean(name, known)
-        raise ValueError(f"grid {name!r} is unknown; choose one of {', '.join(known)}, or logsnr:LOW:HIGH.{near}")
+        raise ValueError(
+            f"grid {name!r} is unknown; choose one of {', '.join(known)}, logsnr:LOW:HIGH:BEND, or for samples falling "
+            f"times such as 1,0.6,0.2,0.{near}"
+        )
 
 
 def read_limits(name: str) -> tuple[float, float, float]:

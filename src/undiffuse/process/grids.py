@@ -18,7 +18,7 @@ from torch import Tensor
 from undiffuse.errors import PlanError
 from undiffuse.limits import check_counts
 from undiffuse.noise import KeyedNoise
-from undiffuse.process.grid_names import GridShape, read_limits
+from undiffuse.process.grid_names import GridShape, check_grid_name, read_limits
 from undiffuse.process.schedules import Schedule
 from undiffuse.process.tables import TableSchedule
 
@@ -47,9 +47,8 @@ def make_grid(
     if shape.startswith("logsnr:"):
         return _limited_grid(schedule, steps, shape, end, start)
     if shape not in get_args(GridShape):
-        known = f"{', '.join(get_args(GridShape))}, or logsnr:LOW:HIGH:BEND"
-        times = "for samples also falling times such as 1,0.6,0.2,0"
-        raise ValueError(f"grid {shape!r} is unknown; choose one of {known}, {times}.")
+        check_grid_name(shape)
+        raise ValueError(f"grid {shape!r} is one of a solver, and here none is named; use a grid such as 'logsnr'.")
     if end not in get_args(End) and not (isinstance(end, float) and schedule.t_min <= end < start):
         raise ValueError(f"end={end!r} is unknown; choose 'zero', 't_min' or a time from {schedule.t_min} to {start}.")
     if not schedule.t_min < start <= 1:

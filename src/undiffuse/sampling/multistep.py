@@ -155,7 +155,7 @@ def solve_weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Te
         (a, b), gap = nodes, nodes[0] - nodes[1]
         over_a, over_b = (torch.addcmul(moments[1], other, moments[0], value=-1) for other in (b, a))
         return [over_a / (a * gap), -over_b / (b * gap)]
-    a, b, c = nodes
+    a, b, c = torch.broadcast_tensors(*nodes)
     node, one, two = torch.stack((a, b, c)), torch.stack((b, a, a)), torch.stack((c, c, b))  # each with the two others
     both = one * two
     outer = torch.addcmul(moments[2], one + two, moments[1], value=-1)

@@ -65,6 +65,8 @@ def check_sampler(recipe: Recipe) -> None:
         return
     if not isinstance(process, GaussianOptions):
         return
+    if chosen.grid == PUBLISHED and isinstance(recipe.objective, FlowMapOptions):
+        raise ConfigError("sample: a flow map jumps and has no published grid; use sample.grid=t.")
     schedule, steps = make_schedule(process.schedule, **process.schedule_options), chosen.steps or 1
     try:
         if chosen.grid != PUBLISHED:

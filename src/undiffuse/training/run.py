@@ -159,6 +159,7 @@ def train_from(
     with ExitStack() as held:
         folder = claim_folder(Path(out), devices, held)
         with devices.agree():
+            check_sampler(recipe)
             devices.check_batch(recipe.train)
         return _carry_out(folder, recipe, dataset, devices, listener, codec, denoiser, fill, **given)
 
