@@ -7,6 +7,8 @@ Lines of shell blocks are parsed, not run. Lines after `$` in console blocks are
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -32,6 +34,7 @@ from undiffuse.training.run import Run, choose, train
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S)
+CALL = re.compile(r"`((?:ud|model)\.\w+\([^`]*\))`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SHORT = ("train.steps=2", "train.batch_size=8", "train.preview_every=0", "train.validate_items=16")
 SMALL = {
@@ -268,3 +271,19 @@ def test_every_picture_is_small_sharp_and_shown() -> None:
         with Image.open(picture) as image:
             assert image.format == "PNG"
             assert image.width >= 400
+
+
+def test_calls_in_the_readme_fit_what_they_call() -> None:
+    """Its tables are no code that runs; that the arguments exist is what can be held to them."""
+    found = CALL.findall(PAGES[0].read_text(encoding="utf-8"))
+    assert len(found) > 10
+    for text in found:
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute), text
+        owner = call.func.value
+        while not isinstance(owner, ast.Name):  # of ud.load(...).sample(...) the last call
+            owner = getattr(owner, "value", None) or owner.func  # type: ignore[union-attr, attr-defined]
+        of_model = owner.id == "model" or not isinstance(call.func.value, ast.Name)
+        function = getattr(ud.Model if of_model else ud, call.func.attr)
+        positional = [None] * (len(call.args) + of_model)
+        inspect.signature(function).bind(*positional, **{str(key.arg): None for key in call.keywords})
