@@ -30,6 +30,7 @@ class Output:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self.console = _console(as_json)
+        self._warned: set[str] = set()
         warnings.showwarning = self._show_warning
 
     def say(self, text: str, style: str | None = None) -> None:
@@ -78,7 +79,11 @@ class Output:
             yield listener
 
     def _show_warning(self, message: Warning | str, *place: Any, **more: Any) -> None:
-        self.warn(" ".join(str(message).split()))
+        """Say each warning once, from wherever it comes."""
+        text = " ".join(str(message).split())
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(text)
 
 
 def _console(as_json: bool) -> Console:
